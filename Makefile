@@ -1,0 +1,37 @@
+# `make help` lists the targets. Each creates the environment it needs in .venv (PYTHON=python3.12 make ... to choose one).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+env: $(READY)  ## create .venv with the pinned versions of requirements.txt
+
+$(READY): requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: $(READY)  ## train, share and evaluate a residual Llama and its DHC x4 twin; writes runs/demo/report.html
+	$(BIN)/python scripts/demo.py
+
+test: $(READY)  ## run the test suite
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+lint: $(READY)  ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY)  ## mend style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## remove the environment and caches; keeps runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Hyper-Connections for Hugging Face Transformers; importing it registers the models with the Auto classes."""
+
+import transformers
+from transformers import AutoConfig
+
+from . import modeling_hc_llama
+from .configuration_hc import HCLlamaConfig
+from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
+from .modeling_hc_llama import (
+    HCLlamaForCausalLM,
+    HCLlamaForQuestionAnswering,
+    HCLlamaForSequenceClassification,
+    HCLlamaForTokenClassification,
+    HCLlamaModel,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DynamicHyperConnection",
+    "HCLlamaConfig",
+    "HCLlamaForCausalLM",
+    "HCLlamaForQuestionAnswering",
+    "HCLlamaForSequenceClassification",
+    "HCLlamaForTokenClassification",
+    "HCLlamaModel",
+    "StaticHyperConnection",
+]
+
+for _config, _module in ((HCLlamaConfig, modeling_hc_llama),):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    _config.register_for_auto_class()
+    for _auto_name, _path in _config.auto_classes.items():
+        if _auto_name == "AutoConfig":
+            continue
+        _class = getattr(_module, _path.rpartition(".")[2])
+        _class.register_for_auto_class(_auto_name)
+        getattr(transformers, _auto_name).register(_config, _class, exist_ok=True)

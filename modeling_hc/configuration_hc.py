@@ -1,0 +1,90 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Configurations: what a hyper-connected model adds to its residual parent's configuration."""
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import as_validated_field, strict
+from transformers import LlamaConfig
+
+
+@as_validated_field
+def _number_of_streams(value: int) -> None:
+    if isinstance(value, bool) or value < 1:
+        raise ValueError(f"num_streams must be an integer of at least 1, got {value!r}; the paper uses 4 by default.")
+
+
+@dataclass(kw_only=True, repr=False)
+class HyperConnectionConfigMixin:
+    """The fields that every hyper-connected family adds to its parent's configuration.
+
+    Args:
+        num_streams: N, the number of residual streams ("expansion rate" n in the paper), at least 1.
+        connection: "dynamic" (DHC) or "static" (SHC).
+        use_tanh: whether dynamic coefficients pass through tanh; False is the paper's "W/O tanh".
+        stream_reduction: how the streams become the final hidden state. "sum" is the paper's. "mean" makes a converted
+            residual checkpoint give exactly its parent's outputs; "sum" does so up to the eps of the final norm.
+        output_rescaling: what initialisation does to the std of the output projections of attention and MLP. The paper
+            scales it "by a factor of sqrt(n)" and does not say which way. "divide" (by sqrt(N)) is the reading that
+            brings the std of the output nearer to the residual network's; "multiply" is the other; "none" leaves the
+            parent's initialisation. Weights that are loaded from a checkpoint are never rescaled.
+
+    Raises:
+        StrictDataclassFieldValidationError: a field has a wrong type or value.
+        ValueError: a misspelt field, or the configuration of another architecture.
+
+    Source: Sections 2 and 4 ("Implementation") of arXiv 2409.19606.
+    """
+
+    num_streams: int = _number_of_streams(default=4)
+    connection: Literal["dynamic", "static"] = "dynamic"
+    use_tanh: bool = True
+    stream_reduction: Literal["sum", "mean"] = "sum"
+    output_rescaling: Literal["divide", "multiply", "none"] = "divide"
+
+    parent_model_type: ClassVar[str]
+    """The residual architecture whose checkpoints load as they are."""
+
+    auto_classes: ClassVar[dict[str, str]]
+    """The family's classes by Auto class, as `file.Class`: what a shared folder tells `trust_remote_code` to load."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in kwargs:
+            if near := get_close_matches(name, (f.name for f in fields(HyperConnectionConfigMixin)), cutoff=0.8):
+                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
+        kwargs["auto_map"] = dict(self.auto_classes)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Upstream's, which also reads the residual parent's configuration and refuses that of any other model."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type not in (cls.model_type, cls.parent_model_type):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has model_type={model_type!r}, which {cls.__name__} cannot read: it "
+                f"takes {cls.model_type!r} or its residual parent {cls.parent_model_type!r}. Load it with the class "
+                "of its own architecture."
+            )
+        return config_dict | {"model_type": cls.model_type}, kwargs
+
+
+@strict
+class HCLlamaConfig(HyperConnectionConfigMixin, LlamaConfig):
+    """Configuration of Llama with hyper-connections: `LlamaConfig` plus `HyperConnectionConfigMixin`.
+
+    Example:
+        >>> config = HCLlamaConfig(hidden_size=512, num_hidden_layers=8, num_streams=4, connection="dynamic")
+    """
+
+    model_type = "hc_llama"
+    parent_model_type = "llama"
+    auto_classes = {
+        "AutoConfig": "configuration_hc.HCLlamaConfig",
+        "AutoModel": "modeling_hc_llama.HCLlamaModel",
+        "AutoModelForCausalLM": "modeling_hc_llama.HCLlamaForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_hc_llama.HCLlamaForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_hc_llama.HCLlamaForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_hc_llama.HCLlamaForQuestionAnswering",
+    }

@@ -1,0 +1,113 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The variants of hyper-connections: each is a module that computes the pair (alpha, beta) from the streams.
+
+    alpha, beta          = connection(streams)
+    block_input, carried = width_connection(streams, alpha)
+    streams              = depth_connection(block(block_input), carried, beta)
+
+Shapes: `B` batch, `S` sequence, `N` streams, `D` hidden size; streams are `[B, S, N, D]`.
+
+Parameter names decide weight decay: the Trainer of transformers leaves out every parameter whose path contains `bias`
+or a segment `norm`, which is the paper's rule (the static part is not decayed, the dynamic part is). The paper does
+not say what holds for the two gates, which decay here like the rest of the dynamic part, nor for the norm's weight,
+which does not, like every other norm.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .functional_hc import coefficients, projection
+
+
+class StaticHyperConnection(nn.Module):
+    """Static hyper-connection (SHC): (alpha, beta) are learned and the same for every token.
+
+    At first the block reads stream `block_index mod N`, writes to all streams, and the streams are carried unmixed.
+    All streams then stay equal, which makes a fresh model a Pre-Norm residual network.
+
+    Args:
+        num_streams: N, at least 1.
+        hidden_size: D.
+        block_index: k, the position of the block in the network, counting attention and MLP, from 0. The paper counts
+            from 1 in its figures; a shift only relabels the streams.
+
+    Source: Eq. 1, 14 and Algorithm 2 (`static_alpha`, `static_beta`).
+    """
+
+    def __init__(self, num_streams: int, hidden_size: int, block_index: int) -> None:
+        super().__init__()
+        self.num_streams = num_streams
+        self.hidden_size = hidden_size
+        self.block_index = block_index
+        for name, value in self.initial_values().items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Returns the initial value of every parameter by name, fp32: B = 1, A_m = e_(k mod N), A_r = I (Eq. 14)."""
+        carry = torch.eye(self.num_streams, dtype=torch.float32)
+        read = carry[:, self.block_index % self.num_streams, None]
+        return {
+            "alpha_bias": torch.cat([read, carry], dim=1),
+            "beta_bias": torch.ones(self.num_streams, dtype=torch.float32),
+        }
+
+    def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns alpha `[N, 1+N]` and beta `[N]`."""
+        return self.alpha_bias, self.beta_bias
+
+    def extra_repr(self) -> str:
+        return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
+
+
+class DynamicHyperConnection(StaticHyperConnection):
+    """Dynamic hyper-connection (DHC): a token's streams move its coefficients around the learned static ones.
+
+    Args:
+        num_streams, hidden_size, block_index: see `StaticHyperConnection`.
+        norm: normalises each stream over D, `nn.RMSNorm(D)` or `nn.LayerNorm(D, bias=False)`, with or without a
+            weight. The paper states no eps.
+        use_tanh: False gives the paper's "W/O tanh" variant.
+
+    Source: Eq. 8-14 and Algorithm 2 (`dynamic_alpha_fn`, `dynamic_alpha_scale`, `dynamic_beta_fn`,
+    `dynamic_beta_scale`, `layer_norm`).
+    """
+
+    def __init__(
+        self,
+        num_streams: int,
+        hidden_size: int,
+        block_index: int,
+        norm: nn.RMSNorm | nn.LayerNorm,
+        use_tanh: bool = True,
+    ) -> None:
+        super().__init__(num_streams, hidden_size, block_index)
+        self.norm = norm
+        self.use_tanh = use_tanh
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Adds W_m = W_r = W_beta = 0 (Eq. 14) and s_alpha = s_beta = 0.01 (Algorithm 2).
+
+        The gates are `[1]`, not scalars: FSDP2 cannot shard a scalar.
+        """
+        return super().initial_values() | {
+            "alpha_weight": torch.zeros(1 + self.num_streams, self.hidden_size, dtype=torch.float32),
+            "beta_weight": torch.zeros(self.hidden_size, dtype=torch.float32),
+            "alpha_scale": torch.full((1,), 0.01, dtype=torch.float32),
+            "beta_scale": torch.full((1,), 0.01, dtype=torch.float32),
+        }
+
+    def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns alpha `[B, S, N, 1+N]` and beta `[B, S, N]`, fp32 or wider, for streams `[B, S, N, D]`."""
+        projected = projection(
+            streams,
+            torch.cat([self.alpha_weight, self.beta_weight[None]]),
+            self.norm.weight,
+            self.norm.eps,
+            centered=isinstance(self.norm, nn.LayerNorm),
+        )
+        return coefficients(
+            projected, self.alpha_scale, self.beta_scale, self.alpha_bias, self.beta_bias, self.use_tanh
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, use_tanh={self.use_tanh}"

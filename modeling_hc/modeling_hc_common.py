@@ -1,0 +1,122 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""What all hyper-connected families share: the decoder layer and the model mixin.
+
+A family is the upstream transformers model whose decoder layers are hyper-connected, and nothing else. The first layer
+opens the streams and the last one closes them, so upstream's model `forward`, norms, caches and state-dict keys stay
+upstream's.
+
+    residual layer                      hyper-connected layer, for each of its two blocks
+    h = h + attn(norm(h))               alpha, beta = attn_hc(H);  h0, H' = width(H, alpha)
+    h = h + mlp(norm(h))                H = depth(attn(norm(h0)), H', beta)
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, initialization
+from transformers.utils import can_return_tuple
+
+from .functional_hc import close_streams, depth_connection, open_streams, width_connection
+from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
+
+
+class HCDecoderLayerMixin:
+    """Makes an upstream Pre-Norm decoder layer hyper-connected (Algorithm 3).
+
+    Expects the parent layer's `self_attn`, `mlp`, `input_layernorm` and `post_attention_layernorm`. A family whose
+    hyper-connections do not normalise by RMSNorm with a weight overrides `hyper_connection_norm`.
+    """
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.config = config
+        self.layer_idx = layer_idx
+        self.attn_hc = self._hyper_connection(block_index=2 * layer_idx)
+        self.mlp_hc = self._hyper_connection(block_index=2 * layer_idx + 1)
+
+    def hyper_connection_norm(self) -> nn.RMSNorm | nn.LayerNorm:
+        """Returns the norm inside a dynamic hyper-connection, which follows the family (Appendix B)."""
+        return nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps, dtype=torch.float32)
+
+    def _hyper_connection(self, block_index: int) -> StaticHyperConnection:
+        sizes = self.config.num_streams, self.config.hidden_size, block_index
+        if self.config.connection == "static":
+            return StaticHyperConnection(*sizes)
+        return DynamicHyperConnection(*sizes, norm=self.hyper_connection_norm(), use_tanh=self.config.use_tanh)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Runs attention and MLP, each in its hyper-connection.
+
+        Args:
+            hidden_states: the streams `[B, S, N, D]`; in the first layer the embeddings `[B, S, D]`.
+            **kwargs: what upstream's model passes to a layer, for the attention.
+
+        Returns:
+            The new streams `[B, S, N, D]`; from the last layer their reduction `[B, S, D]`.
+        """
+        streams = open_streams(hidden_states, self.config.num_streams) if self.layer_idx == 0 else hidden_states
+
+        alpha, beta = self.attn_hc(streams)
+        block_input, carried = width_connection(streams, alpha)
+        block_output, _ = self.self_attn(hidden_states=self.input_layernorm(block_input), **kwargs)
+        streams = depth_connection(block_output, carried, beta)
+
+        alpha, beta = self.mlp_hc(streams)
+        block_input, carried = width_connection(streams, alpha)
+        block_output = self.mlp(self.post_attention_layernorm(block_input))
+        streams = depth_connection(block_output, carried, beta)
+
+        # Asked at every call: early-exit drafting in `generate` lowers num_hidden_layers for a while.
+        if self.layer_idx == self.config.num_hidden_layers - 1:
+            return close_streams(streams, self.config.stream_reduction)
+        return streams
+
+
+class HCPreTrainedModelMixin:
+    """What a hyper-connected `PreTrainedModel` adds to its parent: its parameters' dtype and initial values."""
+
+    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Upstream's initialisation, then the paper's: Eq. 14, and the std of the output projections (Section 4)."""
+        super()._init_weights(module)
+        if isinstance(module, StaticHyperConnection):
+            for name, value in module.initial_values().items():
+                initialization.copy_(getattr(module, name), value)
+        elif isinstance(module, HCDecoderLayerMixin):
+            self._rescale_outputs(module)
+
+    def _rescale_outputs(self, layer: HCDecoderLayerMixin) -> None:
+        exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
+        for projection in self._output_projections(layer):
+            if not getattr(projection, "_is_hf_initialized", False):
+                projection.mul_(self.config.num_streams**exponent)
+
+    def _output_projections(self, layer: HCDecoderLayerMixin) -> list[nn.Parameter]:
+        """Returns the weights that write to the streams: of the attention and of the MLP."""
+        return [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
+
+
+def reduces_hidden_states(forward: Callable) -> Callable:
+    """Wraps an upstream model's `forward` so that `output_hidden_states` gives `[B, S, D]`, as in every other model.
+
+    A layer's entry is its streams reduced as the last layer reduces them, so that a converted checkpoint returns its
+    parent's hidden states. For the streams themselves, hook the layers.
+    """
+
+    @can_return_tuple
+    @wraps(forward)
+    def wrapper(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = forward(self, *args, return_dict=True, **kwargs)
+        if outputs.hidden_states is not None:
+            outputs.hidden_states = tuple(
+                close_streams(h, self.config.stream_reduction) if h is not None and h.dim() == 4 else h
+                for h in outputs.hidden_states
+            )
+        return outputs
+
+    return wrapper
