@@ -12,15 +12,19 @@ upstream's.
 
 from collections.abc import Callable
 from functools import wraps
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, initialization
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
 from .functional_hc import close_streams, depth_connection, open_streams, width_connection
 from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
+from .model_card_hc import write_model_card
 
 
 class HCDecoderLayerMixin:
@@ -76,7 +80,7 @@ class HCDecoderLayerMixin:
 
 
 class HCPreTrainedModelMixin:
-    """What a hyper-connected `PreTrainedModel` adds to its parent: its parameters' dtype and initial values."""
+    """What a hyper-connected `PreTrainedModel` adds to its parent: dtype, initial values, the model card."""
 
     _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
 
@@ -99,6 +103,50 @@ class HCPreTrainedModelMixin:
     def _output_projections(self, layer: HCDecoderLayerMixin) -> list[nn.Parameter]:
         """Returns the weights that write to the streams: of the attention and of the MLP."""
         return [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
+
+    def save_pretrained(
+        self, save_directory: str | PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Upstream's, which also leaves a model card in a folder that has none."""
+        if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
+            write_model_card(save_directory, self)
+            self._model_card = (Path(save_directory) / "README.md").read_text(encoding="utf-8")
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir: str | PathLike, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's, which has put a stub in the place of our card if the repository has no card of its own."""
+        where = {name: kwargs.get(name) for name in ("token", "revision")}
+        if hasattr(self, "_model_card") and not HfApi().file_exists(repo_id, "README.md", **where):
+            (Path(working_dir) / "README.md").write_text(self._model_card, encoding="utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+class HCModelMixin:
+    """Builds an upstream decoder with hyper-connected layers; upstream's constructor would build the residual ones."""
+
+    def __init__(
+        self, config: PreTrainedConfig, layer: type[HCDecoderLayerMixin], norm: nn.Module, rotary_emb: nn.Module
+    ) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = norm
+        self.rotary_emb = rotary_emb
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class HCForCausalLMMixin:
+    """Builds an upstream causal language model around a hyper-connected decoder."""
+
+    def __init__(self, config: PreTrainedConfig, model: PreTrainedModel) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.model = model
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
 
 def reduces_hidden_states(forward: Callable) -> Callable:
