@@ -4,8 +4,8 @@
 import transformers
 from transformers import AutoConfig
 
-from . import modeling_hc_llama
-from .configuration_hc import HCLlamaConfig
+from . import modeling_hc_llama, modeling_hc_mistral, modeling_hc_olmo, modeling_hc_olmoe
+from .configuration_hc import HCLlamaConfig, HCMistralConfig, HCOlmoConfig, HCOlmoeConfig
 from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
 from .modeling_hc_llama import (
     HCLlamaForCausalLM,
@@ -14,6 +14,15 @@ from .modeling_hc_llama import (
     HCLlamaForTokenClassification,
     HCLlamaModel,
 )
+from .modeling_hc_mistral import (
+    HCMistralForCausalLM,
+    HCMistralForQuestionAnswering,
+    HCMistralForSequenceClassification,
+    HCMistralForTokenClassification,
+    HCMistralModel,
+)
+from .modeling_hc_olmo import HCOlmoForCausalLM, HCOlmoForSequenceClassification, HCOlmoModel
+from .modeling_hc_olmoe import HCOlmoeForCausalLM, HCOlmoeModel
 
 __version__ = "0.1.0"
 
@@ -25,10 +34,28 @@ __all__ = [
     "HCLlamaForSequenceClassification",
     "HCLlamaForTokenClassification",
     "HCLlamaModel",
+    "HCMistralConfig",
+    "HCMistralForCausalLM",
+    "HCMistralForQuestionAnswering",
+    "HCMistralForSequenceClassification",
+    "HCMistralForTokenClassification",
+    "HCMistralModel",
+    "HCOlmoConfig",
+    "HCOlmoForCausalLM",
+    "HCOlmoForSequenceClassification",
+    "HCOlmoModel",
+    "HCOlmoeConfig",
+    "HCOlmoeForCausalLM",
+    "HCOlmoeModel",
     "StaticHyperConnection",
 ]
 
-for _config, _module in ((HCLlamaConfig, modeling_hc_llama),):
+for _config, _module in (
+    (HCLlamaConfig, modeling_hc_llama),
+    (HCMistralConfig, modeling_hc_mistral),
+    (HCOlmoConfig, modeling_hc_olmo),
+    (HCOlmoeConfig, modeling_hc_olmoe),
+):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     _config.register_for_auto_class()
     for _auto_name, _path in _config.auto_classes.items():

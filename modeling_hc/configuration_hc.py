@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MistralConfig, OlmoConfig, OlmoeConfig
 
 
 @as_validated_field
@@ -70,6 +70,15 @@ class HyperConnectionConfigMixin:
         return config_dict | {"model_type": cls.model_type}, kwargs
 
 
+def _auto_classes(file: str, family: str, *heads: str) -> dict[str, str]:
+    """Returns a family's classes by Auto class; a head is the end of its class's name, as "ForCausalLM"."""
+    return {
+        "AutoConfig": f"configuration_hc.{family}Config",
+        "AutoModel": f"{file}.{family}Model",
+        **{f"AutoModel{head}": f"{file}.{family}{head}" for head in heads},
+    }
+
+
 @strict
 class HCLlamaConfig(HyperConnectionConfigMixin, LlamaConfig):
     """Configuration of Llama with hyper-connections: `LlamaConfig` plus `HyperConnectionConfigMixin`.
@@ -80,11 +89,45 @@ class HCLlamaConfig(HyperConnectionConfigMixin, LlamaConfig):
 
     model_type = "hc_llama"
     parent_model_type = "llama"
-    auto_classes = {
-        "AutoConfig": "configuration_hc.HCLlamaConfig",
-        "AutoModel": "modeling_hc_llama.HCLlamaModel",
-        "AutoModelForCausalLM": "modeling_hc_llama.HCLlamaForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_hc_llama.HCLlamaForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_hc_llama.HCLlamaForTokenClassification",
-        "AutoModelForQuestionAnswering": "modeling_hc_llama.HCLlamaForQuestionAnswering",
-    }
+    auto_classes = _auto_classes(
+        "modeling_hc_llama",
+        "HCLlama",
+        "ForCausalLM",
+        "ForSequenceClassification",
+        "ForTokenClassification",
+        "ForQuestionAnswering",
+    )
+
+
+@strict
+class HCMistralConfig(HyperConnectionConfigMixin, MistralConfig):
+    """Configuration of Mistral with hyper-connections: `MistralConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_mistral"
+    parent_model_type = "mistral"
+    auto_classes = _auto_classes(
+        "modeling_hc_mistral",
+        "HCMistral",
+        "ForCausalLM",
+        "ForSequenceClassification",
+        "ForTokenClassification",
+        "ForQuestionAnswering",
+    )
+
+
+@strict
+class HCOlmoConfig(HyperConnectionConfigMixin, OlmoConfig):
+    """Configuration of OLMo with hyper-connections: `OlmoConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_olmo"
+    parent_model_type = "olmo"
+    auto_classes = _auto_classes("modeling_hc_olmo", "HCOlmo", "ForCausalLM", "ForSequenceClassification")
+
+
+@strict
+class HCOlmoeConfig(HyperConnectionConfigMixin, OlmoeConfig):
+    """Configuration of OLMoE with hyper-connections: `OlmoeConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_olmoe"
+    parent_model_type = "olmoe"
+    auto_classes = _auto_classes("modeling_hc_olmoe", "HCOlmoe", "ForCausalLM")

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Llama with hyper-connections: only what differs from `transformers.models.llama`."""
 
-from torch import nn
 from transformers import AutoModel
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
@@ -16,7 +15,13 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .configuration_hc import HCLlamaConfig
-from .modeling_hc_common import HCDecoderLayerMixin, HCPreTrainedModelMixin, reduces_hidden_states
+from .modeling_hc_common import (
+    HCDecoderLayerMixin,
+    HCForCausalLMMixin,
+    HCModelMixin,
+    HCPreTrainedModelMixin,
+    reduces_hidden_states,
+)
 
 
 class HCLlamaDecoderLayer(HCDecoderLayerMixin, LlamaDecoderLayer):
@@ -28,32 +33,21 @@ class HCLlamaPreTrainedModel(HCPreTrainedModelMixin, LlamaPreTrainedModel):
     _no_split_modules = ["HCLlamaDecoderLayer"]
 
 
-class HCLlamaModel(HCLlamaPreTrainedModel, LlamaModel):
+class HCLlamaModel(HCModelMixin, HCLlamaPreTrainedModel, LlamaModel):
     """`LlamaModel` with hyper-connected layers."""
 
     def __init__(self, config: HCLlamaConfig) -> None:
-        super(LlamaModel, self).__init__(config)  # not LlamaModel's own, which would build the residual layers
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(HCLlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
-        self.gradient_checkpointing = False
-        self.post_init()
+        norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        super().__init__(config, HCLlamaDecoderLayer, norm, LlamaRotaryEmbedding(config))
 
     forward = reduces_hidden_states(LlamaModel.forward)
 
 
-class HCLlamaForCausalLM(HCLlamaPreTrainedModel, LlamaForCausalLM):
+class HCLlamaForCausalLM(HCForCausalLMMixin, HCLlamaPreTrainedModel, LlamaForCausalLM):
     """`LlamaForCausalLM` with hyper-connected layers."""
 
     def __init__(self, config: HCLlamaConfig) -> None:
-        super(LlamaForCausalLM, self).__init__(config)
-        self.model = HCLlamaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        super().__init__(config, HCLlamaModel(config))
 
 
 class HCLlamaForSequenceClassification(HCLlamaPreTrainedModel, LlamaForSequenceClassification):

@@ -1,0 +1,66 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Mistral with hyper-connections: only what differs from `transformers.models.mistral`."""
+
+from transformers import AutoModel
+from transformers.models.mistral.modeling_mistral import (
+    MistralDecoderLayer,
+    MistralForCausalLM,
+    MistralForQuestionAnswering,
+    MistralForSequenceClassification,
+    MistralForTokenClassification,
+    MistralModel,
+    MistralPreTrainedModel,
+    MistralRMSNorm,
+    MistralRotaryEmbedding,
+)
+
+from .configuration_hc import HCMistralConfig
+from .modeling_hc_common import (
+    HCDecoderLayerMixin,
+    HCForCausalLMMixin,
+    HCModelMixin,
+    HCPreTrainedModelMixin,
+    reduces_hidden_states,
+)
+
+
+class HCMistralDecoderLayer(HCDecoderLayerMixin, MistralDecoderLayer):
+    """A Mistral layer whose attention and MLP are hyper-connected."""
+
+
+class HCMistralPreTrainedModel(HCPreTrainedModelMixin, MistralPreTrainedModel):
+    config: HCMistralConfig
+    _no_split_modules = ["HCMistralDecoderLayer"]
+
+
+class HCMistralModel(HCModelMixin, HCMistralPreTrainedModel, MistralModel):
+    """`MistralModel` with hyper-connected layers."""
+
+    def __init__(self, config: HCMistralConfig) -> None:
+        norm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        super().__init__(config, HCMistralDecoderLayer, norm, MistralRotaryEmbedding(config))
+
+    forward = reduces_hidden_states(MistralModel.forward)
+
+
+class HCMistralForCausalLM(HCForCausalLMMixin, HCMistralPreTrainedModel, MistralForCausalLM):
+    """`MistralForCausalLM` with hyper-connected layers."""
+
+    def __init__(self, config: HCMistralConfig) -> None:
+        super().__init__(config, HCMistralModel(config))
+
+
+class HCMistralForSequenceClassification(HCMistralPreTrainedModel, MistralForSequenceClassification):
+    """`MistralForSequenceClassification` with hyper-connected layers."""
+
+
+class HCMistralForTokenClassification(HCMistralPreTrainedModel, MistralForTokenClassification):
+    """`MistralForTokenClassification` with hyper-connected layers."""
+
+
+class HCMistralForQuestionAnswering(HCMistralPreTrainedModel, MistralForQuestionAnswering):
+    """`MistralForQuestionAnswering` with hyper-connected layers."""
+
+
+# The heads build their base model through AutoModel, also where this file was loaded from a shared folder.
+AutoModel.register(HCMistralConfig, HCMistralModel, exist_ok=True)

@@ -1,0 +1,61 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""OLMo with hyper-connections: only what differs from `transformers.models.olmo`."""
+
+from torch import nn
+from transformers import AutoModel
+from transformers.models.olmo.modeling_olmo import (
+    OlmoDecoderLayer,
+    OlmoForCausalLM,
+    OlmoForSequenceClassification,
+    OlmoLayerNorm,
+    OlmoModel,
+    OlmoPreTrainedModel,
+    OlmoRotaryEmbedding,
+)
+
+from .configuration_hc import HCOlmoConfig
+from .modeling_hc_common import (
+    HCDecoderLayerMixin,
+    HCForCausalLMMixin,
+    HCModelMixin,
+    HCPreTrainedModelMixin,
+    reduces_hidden_states,
+)
+
+
+class HCOlmoDecoderLayer(HCDecoderLayerMixin, OlmoDecoderLayer):
+    """An OLMo layer whose attention and MLP are hyper-connected."""
+
+    def hyper_connection_norm(self) -> nn.LayerNorm:
+        """Returns OLMo's own norm, which has no parameters; its eps is a constant upstream, too."""
+        return nn.LayerNorm(self.config.hidden_size, eps=1e-5, elementwise_affine=False)
+
+
+class HCOlmoPreTrainedModel(HCPreTrainedModelMixin, OlmoPreTrainedModel):
+    config: HCOlmoConfig
+    _no_split_modules = ["HCOlmoDecoderLayer"]
+
+
+class HCOlmoModel(HCModelMixin, HCOlmoPreTrainedModel, OlmoModel):
+    """`OlmoModel` with hyper-connected layers."""
+
+    def __init__(self, config: HCOlmoConfig) -> None:
+        norm = OlmoLayerNorm(config.hidden_size)
+        super().__init__(config, HCOlmoDecoderLayer, norm, OlmoRotaryEmbedding(config))
+
+    forward = reduces_hidden_states(OlmoModel.forward)
+
+
+class HCOlmoForCausalLM(HCForCausalLMMixin, HCOlmoPreTrainedModel, OlmoForCausalLM):
+    """`OlmoForCausalLM` with hyper-connected layers."""
+
+    def __init__(self, config: HCOlmoConfig) -> None:
+        super().__init__(config, HCOlmoModel(config))
+
+
+class HCOlmoForSequenceClassification(HCOlmoPreTrainedModel, OlmoForSequenceClassification):
+    """`OlmoForSequenceClassification` with hyper-connected layers."""
+
+
+# The heads build their base model through AutoModel, also where this file was loaded from a shared folder.
+AutoModel.register(HCOlmoConfig, HCOlmoModel, exist_ok=True)
