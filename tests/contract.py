@@ -1,0 +1,556 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""What every family must satisfy. A family's test file names its configurations and tiny sizes:
+
+    class TestHCLlama(FamilyContract):
+        config_class, parent_config_class = HCLlamaConfig, LlamaConfig
+        sizes = {"hidden_size": 32, ...}
+
+The measure is the residual parent, which upstream tests: a converted model must do bit for bit what the parent does.
+Where the parent says nothing (coefficients away from their initial values), two routes to one result must agree.
+"""
+
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from modeling_hc import StaticHyperConnection
+
+VOCABULARY = 99
+HC_SHAPES = {  # the names are frozen: shared checkpoints hold them
+    "alpha_bias": lambda n, d: (n, 1 + n),
+    "beta_bias": lambda n, d: (n,),
+    "alpha_weight": lambda n, d: (1 + n, d),
+    "beta_weight": lambda n, d: (d,),
+    "alpha_scale": lambda n, d: (1,),
+    "beta_scale": lambda n, d: (1,),
+}
+
+GENERATION = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 20},
+    "beam search": {"num_beams": 3, "num_return_sequences": 2},
+    "beam sampling": {"num_beams": 3, "do_sample": True},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "no cache": {"use_cache": False},
+    "dynamic cache": {"cache_implementation": "dynamic"},
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+    "offloaded cache": {"cache_implementation": "offloaded"},
+    "offloaded static cache": {"cache_implementation": "offloaded_static", "disable_compile": True},
+}
+
+
+class FamilyContract:
+    """The promises; pytest collects the subclasses."""
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    parent_config_class: ClassVar[type[PreTrainedConfig]]
+    sizes: ClassVar[dict[str, Any]]
+    """Keyword arguments that both configurations take, for a tiny model of two layers or more."""
+
+    # ---- the models under test ----------------------------------------------------------------------------------
+
+    def parent_config(self, **kwargs: Any) -> PreTrainedConfig:
+        return self.parent_config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | self.sizes | kwargs)
+
+    def config(self, **kwargs: Any) -> PreTrainedConfig:
+        return self.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | self.sizes | kwargs)
+
+    @property
+    def heads(self) -> list[str]:
+        return [name for name in self.config_class.auto_classes if name != "AutoConfig"]
+
+    @pytest.fixture(scope="class")
+    def residual(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A residual checkpoint whose weights are large enough for every block to matter."""
+        folder = tmp_path_factory.mktemp("residual")
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(self.parent_config())
+        scramble(model, 0.2)
+        model.generation_config.eos_token_id = None
+        model.save_pretrained(folder)
+        return folder
+
+    @pytest.fixture
+    def parent(self, residual: Path) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(residual)
+
+    def converted(self, residual: Path, auto_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
+        hc_class = auto_class._model_mapping[self.config_class]
+        return hc_class.from_pretrained(residual, **{"num_streams": 4, "stream_reduction": "mean"} | kwargs)
+
+    def trained(self, auto_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
+        """A model whose coefficients are far from their initial values, so that every stream and token differs."""
+        torch.manual_seed(1)
+        model = auto_class.from_config(self.config(**kwargs))
+        scramble(model, 0.2)
+        return model.eval()
+
+    # ---- the same function as the residual parent ---------------------------------------------------------------
+
+    @pytest.mark.parametrize("num_streams", [1, 2, 3, 4, 8])
+    @pytest.mark.parametrize(
+        "variant", [{}, {"use_tanh": False}, {"connection": "static"}], ids=["DHC", "DHC without tanh", "SHC"]
+    )
+    def test_a_converted_checkpoint_equals_its_residual_parent(
+        self, residual: Path, parent: PreTrainedModel, num_streams: int, variant: dict[str, Any]
+    ) -> None:
+        model = self.converted(residual, num_streams=num_streams, **variant)
+        inputs = batch() | {"labels": batch()["input_ids"], "output_hidden_states": True}
+        tolerance = 0 if num_streams in (1, 2, 4) else 1e-6
+
+        expected, actual = parent(**inputs), model(**inputs)
+
+        scale = expected.logits.abs().max()
+        assert scale > 0.1
+        assert (actual.logits - expected.logits).abs().max() <= tolerance * max(scale, 1)
+        assert (actual.loss - expected.loss).abs() <= tolerance * expected.loss
+        assert len(actual.hidden_states) == len(expected.hidden_states)
+        for mine, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
+            assert mine.shape == theirs.shape
+            assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max()
+        tokens = batch()["input_ids"][:, :4]
+        assert torch.equal(generate(model, tokens), generate(parent, tokens))
+
+    @pytest.mark.parametrize("num_streams", [1, 2, 4])
+    def test_a_fresh_model_equals_its_residual_parent(self, num_streams: int) -> None:
+        model = AutoModelForCausalLM.from_config(self.config(num_streams=num_streams, stream_reduction="mean")).eval()
+        parent = AutoModelForCausalLM.from_config(self.parent_config()).eval()
+        parent.load_state_dict({k: v for k, v in model.state_dict().items() if "_hc." not in k}, strict=True)
+
+        assert torch.equal(model(**batch()).logits, parent(**batch()).logits)
+
+    def test_the_sum_of_the_streams_differs_from_the_parent_only_by_the_eps_of_the_final_norm(
+        self, residual: Path, parent: PreTrainedModel
+    ) -> None:
+        model = self.converted(residual, stream_reduction="sum")
+
+        assert close(model(**batch()).logits, parent(**batch()).logits, 1e-2)
+
+    def test_the_loss_takes_labels_and_num_items_in_batch_like_the_parent(
+        self, residual: Path, parent: PreTrainedModel
+    ) -> None:
+        inputs = batch() | {"labels": batch()["input_ids"].clone().index_fill_(1, torch.tensor([0, 3]), -100)}
+
+        for extra in ({}, {"num_items_in_batch": torch.tensor(7)}):
+            assert torch.equal(self.converted(residual)(**inputs, **extra).loss, parent(**inputs, **extra).loss)
+
+    def test_packed_sequences_equal_the_parent_and_do_not_see_each_other(
+        self, residual: Path, parent: PreTrainedModel
+    ) -> None:
+        ids = batch()["input_ids"][:1]
+        packed = {"input_ids": ids, "position_ids": torch.tensor([[*range(5), *range(ids.shape[1] - 5)]])}
+
+        logits = self.converted(residual)(**packed, use_cache=False).logits
+        assert torch.equal(logits, parent(**packed, use_cache=False).logits)
+        model = self.trained()
+        apart = torch.cat([model(input_ids=part).logits for part in ids.split([5, ids.shape[1] - 5], dim=1)], dim=1)
+        assert close(model(**packed, use_cache=False).logits, apart)
+
+    # ---- generation ---------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("mode", GENERATION)
+    def test_generate_writes_the_tokens_of_the_parent(
+        self, residual: Path, parent: PreTrainedModel, mode: str
+    ) -> None:
+        prompts = batch(left_padding=3)
+
+        expected = generate(parent, **prompts, **GENERATION[mode])
+
+        assert torch.equal(generate(self.converted(residual), **prompts, **GENERATION[mode]), expected)
+
+    @pytest.mark.parametrize("mode", ["dynamic cache", "static cache", "offloaded cache", "offloaded static cache"])
+    def test_a_trained_model_writes_the_same_with_a_cache_as_without(self, mode: str) -> None:
+        model, prompts = self.trained(), batch(left_padding=3)
+
+        expected = generate(model, **prompts, use_cache=False)
+
+        assert torch.equal(generate(model, **prompts, **GENERATION[mode]), expected)
+
+    def test_assisted_generation_writes_what_greedy_generation_writes(self) -> None:
+        model, prompt = self.trained(), batch()["input_ids"][:1]
+        expected = generate(model, prompt)
+
+        assert torch.equal(generate(model, prompt, assistant_model=self.trained(num_hidden_layers=1)), expected)
+        assert torch.equal(generate(model, prompt, assistant_model=copy.deepcopy(model)), expected)
+        assert torch.equal(generate(model, prompt, assistant_early_exit=1), expected)
+
+    def test_left_padding_changes_nothing(self) -> None:
+        model, padded = self.trained(), batch(left_padding=3)
+
+        logits = model(**padded).logits
+
+        alone = model(input_ids=padded["input_ids"][:1, 3:]).logits
+        assert close(logits[:1, 3:], alone)
+
+    # ---- attention, outputs, gradients --------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+    def test_attention_implementations_agree(self, implementation: str) -> None:
+        model, inputs = self.trained(), batch(left_padding=3)
+        seen = inputs["attention_mask"].bool()
+        model.set_attn_implementation("eager")
+        expected = model(**inputs).logits
+
+        model.set_attn_implementation(implementation)
+
+        assert close(model(**inputs).logits[seen], expected[seen])
+
+    def test_attentions_are_those_of_the_parent(self, residual: Path, parent: PreTrainedModel) -> None:
+        model = self.converted(residual)
+        for m in (model, parent):
+            m.set_attn_implementation("eager")
+
+        expected = parent(**batch(), output_attentions=True).attentions
+        actual = model(**batch(), output_attentions=True).attentions
+
+        assert len(actual) == len(expected) == model.config.num_hidden_layers
+        assert all(map(torch.equal, actual, expected))
+
+    def test_hidden_states_of_a_trained_model_have_the_hidden_size_and_end_in_the_head_s_input(self) -> None:
+        model = self.trained()
+
+        outputs = model(**batch(), output_hidden_states=True)
+
+        b, s = batch()["input_ids"].shape
+        assert {h.shape for h in outputs.hidden_states} == {(b, s, model.config.hidden_size)}
+        assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+        assert torch.equal(model.get_output_embeddings()(outputs.hidden_states[-1]), outputs.logits)
+
+    def test_return_dict_false_gives_the_same_as_a_tuple(self) -> None:
+        model = self.trained()
+        inputs = batch() | {"labels": batch()["input_ids"]}
+
+        as_tuple, as_dict = model(**inputs, return_dict=False), model(**inputs)
+
+        assert isinstance(as_tuple, tuple)
+        assert torch.equal(as_tuple[0], as_dict.loss)
+        assert torch.equal(as_tuple[1], as_dict.logits)
+
+    def test_every_parameter_receives_a_gradient(self) -> None:
+        gradients = gradients_of(self.trained())
+
+        assert [name for name, g in gradients.items() if g is None or not g.isfinite().all()] == []
+        assert [name for name, g in gradients.items() if "_hc." in name and not g.any()] == []
+
+    @pytest.mark.parametrize("use_reentrant", [True, False])
+    def test_gradient_checkpointing_leaves_the_gradients_unchanged(self, use_reentrant: bool) -> None:
+        model = self.trained()
+        expected = gradients_of(model)
+
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+
+        assert_same_gradients(gradients_of(model), expected, 1e-6)
+
+    # ---- compilers ----------------------------------------------------------------------------------------------
+
+    @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+    def test_the_compiled_model_has_the_outputs_and_gradients_of_the_eager_one(self) -> None:
+        model = self.trained(num_hidden_layers=1)
+        with residual_streams_of_realistic_size(model):
+            logits, gradients = model(**batch()).logits, gradients_of(model)
+            torch._dynamo.reset()
+            compiled = torch.compile(model, fullgraph=True)
+
+            assert close(compiled(**batch()).logits, logits)
+            assert_same_gradients(gradients_of(compiled, model), gradients, 1e-4)
+
+    def test_the_exported_program_equals_the_model_at_other_lengths(self) -> None:
+        model, inputs = self.trained(), batch()
+        length = torch.export.Dim("length", min=2, max=32)
+        with torch.no_grad():
+            program = torch.export.export(
+                model,
+                (),
+                {"input_ids": inputs["input_ids"], "use_cache": False},
+                dynamic_shapes={"input_ids": {1: length}, "use_cache": None},
+            )
+            shorter = inputs["input_ids"][:, :7]
+            exported = program.module()(input_ids=shorter, use_cache=False).logits
+            assert close(exported, model(input_ids=shorter).logits)
+
+    # ---- embeddings, devices, precision -------------------------------------------------------------------------
+
+    def test_tied_embeddings_stay_tied_through_saving(self, tmp_path: Path) -> None:
+        model = self.trained(tie_word_embeddings=True)
+        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        model.save_pretrained(tmp_path)
+
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+
+        assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+        assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+        assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+
+    def test_resized_embeddings_keep_the_known_tokens(self, tmp_path: Path) -> None:
+        model = self.trained()
+        expected = model(**batch()).logits
+
+        model.resize_token_embeddings(VOCABULARY + 5)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+
+        assert loaded(**batch()).logits.shape[-1] == loaded.config.vocab_size == VOCABULARY + 5
+        assert close(loaded(**batch()).logits[..., :VOCABULARY], expected)
+
+    @pytest.mark.parametrize("device_map", ["cpu", "auto", "disk"])
+    def test_a_device_map_changes_nothing(self, tmp_path: Path, device_map: str) -> None:
+        model = self.trained()
+        model.save_pretrained(tmp_path)
+        if device_map == "disk":  # one whole decoder layer lives on the disk
+            device_map = {name: "cpu" for name, _ in model.named_parameters()} | {"model.layers.1": "disk"}
+            device_map = {k: v for k, v in device_map.items() if not k.startswith("model.layers.1.")}
+
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "o")
+
+        if isinstance(device_map, dict):
+            assert {p.device.type for p in loaded.model.layers[1].parameters()} == {"meta"}
+        assert torch.equal(loaded(**batch()).logits.cpu(), model(**batch()).logits)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_hyper_connections_stay_fp32_in_a_low_precision_model(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        model = self.trained()
+        model.save_pretrained(tmp_path)
+        hc_class = AutoModelForCausalLM._model_mapping[self.config_class]
+        low = {
+            "from_pretrained": hc_class.from_pretrained(tmp_path, dtype=dtype),
+            "AutoModelForCausalLM": AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype),
+            "AutoModel": AutoModel.from_pretrained(tmp_path, dtype=dtype),
+            "from_config": AutoModelForCausalLM.from_config(self.config(), dtype=dtype),
+            "config.dtype": AutoModelForCausalLM.from_config(self.config(dtype=dtype)),
+        }
+
+        for how, loaded in low.items():
+            dtypes = {name: p.dtype for name, p in loaded.named_parameters()}
+            assert {v for k, v in dtypes.items() if "_hc." in k} == {torch.float32}, how
+            assert {v for k, v in dtypes.items() if "_hc." not in k} == {dtype}, how
+        assert close(low["from_pretrained"](**batch()).logits.float(), model(**batch()).logits, 0.1)
+
+    @pytest.mark.parametrize("connection", ["static", "dynamic"])
+    def test_coefficients_are_fp32_under_autocast_and_in_a_low_precision_model(self, connection: str) -> None:
+        model = self.trained(connection=connection)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            assert {c.dtype for c in coefficients_of(model)} == {torch.float32}
+        assert {c.dtype for c in coefficients_of(model)} == {torch.float32}
+        low = AutoModelForCausalLM.from_config(self.config(connection=connection), dtype=torch.bfloat16)
+        assert {c.dtype for c in coefficients_of(low)} == {torch.float32}
+
+    # ---- heads, pipelines, adapters, the Trainer ----------------------------------------------------------------
+
+    def test_every_auto_class_builds_its_class_and_runs(self) -> None:
+        for name in self.heads:
+            model = self.trained(getattr(transformers, name), num_labels=3)
+
+            assert type(model).__name__ == self.config_class.auto_classes[name].rpartition(".")[2]
+            assert all(v.isfinite().all() for v in model(**batch()).to_tuple() if isinstance(v, Tensor))
+
+    def test_every_head_of_a_converted_checkpoint_equals_the_parent_s(self, residual: Path) -> None:
+        for name in self.heads:
+            parent = getattr(transformers, name).from_pretrained(residual)
+            model = self.converted(residual, getattr(transformers, name))
+            model.load_state_dict(parent.state_dict(), strict=False)  # a fresh head is random
+
+            assert torch.equal(model(**batch())[0], parent(**batch())[0]), name
+
+    def test_pipelines_run(self) -> None:
+        tokenizer = tiny_tokenizer()
+        text = pipeline("text-generation", self.trained(), tokenizer=tokenizer)("w5 w6 w7", max_new_tokens=4)
+        assert text[0]["generated_text"].startswith("w5 w6 w7 ")
+        if "AutoModelForSequenceClassification" in self.heads:
+            classifier = self.trained(AutoModelForSequenceClassification, num_labels=3)
+            labels = pipeline("text-classification", classifier, tokenizer=tokenizer)(["w5 w6", "w7"], top_k=None)
+            assert [len(scores) for scores in labels] == [3, 3]
+
+    def test_lora_trains_saves_loads_and_merges(self, tmp_path: Path) -> None:
+        base = self.trained()
+        model = get_peft_model(
+            copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        for _ in range(2):  # B of LoRA is zero at first, so one step alone leaves A where it was
+            model(**batch(), labels=batch()["input_ids"]).loss.backward()
+            optimizer.step()
+        expected = model.eval()(**batch()).logits
+        assert not close(expected, base(**batch()).logits)
+
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+
+        assert torch.equal(loaded(**batch()).logits, expected)
+        assert close(loaded.merge_and_unload()(**batch()).logits, expected)
+
+    def test_the_stock_trainer_decays_the_dynamic_part_and_not_the_static_part(self, tmp_path: Path) -> None:
+        trainer = Trainer(self.trained(), TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
+
+        decayed = trainer.get_decay_parameter_names(trainer.model)
+
+        connections = {n.rpartition("_hc.")[2] for n, _ in trainer.model.named_parameters() if "_hc." in n}
+        split = {n.rpartition("_hc.")[2] for n in decayed if "_hc." in n}
+        assert split == {"alpha_weight", "beta_weight", "alpha_scale", "beta_scale"}
+        assert connections - split == {"alpha_bias", "beta_bias"} | (connections & {"norm.weight"})
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def test_state_dict_keys_and_shapes_are_frozen(self) -> None:
+        n, d = 3, self.config().hidden_size
+        parent = AutoModelForCausalLM.from_config(self.parent_config()).state_dict()
+        for connection, names in {"dynamic": list(HC_SHAPES), "static": ["alpha_bias", "beta_bias"]}.items():
+            model = AutoModelForCausalLM.from_config(self.config(num_streams=n, connection=connection))
+            expected = {key: tuple(value.shape) for key, value in parent.items()} | {
+                f"model.layers.{i}.{block}.{name}": HC_SHAPES[name](n, d)
+                for i in range(model.config.num_hidden_layers)
+                for block in ("attn_hc", "mlp_hc")
+                for name in names
+            }
+            actual = {key: tuple(v.shape) for key, v in model.state_dict().items() if "_hc.norm." not in key}
+            assert actual == expected
+
+    def test_a_sharded_checkpoint_loads_as_it_was(self, tmp_path: Path) -> None:
+        model = self.trained()
+        model.save_pretrained(tmp_path, max_shard_size="20KB")
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+
+        loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+
+        assert not any(report.values())
+        assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+
+    def test_a_tensor_missing_from_a_checkpoint_is_reported_and_starts_at_its_initial_value(
+        self, tmp_path: Path
+    ) -> None:
+        model = self.trained()
+        model.save_pretrained(tmp_path)
+        key = "model.layers.1.mlp_hc.alpha_bias"
+        edit_checkpoint(tmp_path, lambda tensors: tensors.pop(key))
+
+        loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+
+        assert set(report["missing_keys"]) == {key}
+        connection = loaded.model.layers[1].mlp_hc
+        assert torch.equal(connection.alpha_bias, connection.initial_values()["alpha_bias"])
+
+    def test_a_checkpoint_with_another_number_of_streams_is_refused(self, tmp_path: Path) -> None:
+        self.trained().save_pretrained(tmp_path)
+
+        with pytest.raises(RuntimeError, match="mismatch"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, num_streams=2)
+
+    def test_a_saved_folder_carries_a_model_card_and_keeps_the_user_s(self, tmp_path: Path) -> None:
+        model = self.trained()
+        model.save_pretrained(tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        assert f"{model.num_parameters():,}" in card
+        assert "DHCx4" in card
+
+        (tmp_path / "README.md").write_text("mine")
+        model.save_pretrained(tmp_path)
+
+        assert (tmp_path / "README.md").read_text() == "mine"
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def batch(left_padding: int = 0) -> dict[str, Tensor]:
+    """Two sequences of 12 tokens; the first `left_padding` tokens of the first one are padding."""
+    ids = torch.randint(5, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    ids[0, :left_padding], mask[0, :left_padding] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def scramble(model: PreTrainedModel, std: float) -> None:
+    """Moves every parameter, hyper-connections included, away from its initial value."""
+    for parameter in model.parameters():
+        parameter.add_(std * torch.randn_like(parameter))
+    for module in model.modules():
+        if hasattr(module, "alpha_scale"):
+            module.alpha_scale.fill_(0.3)
+            module.beta_scale.fill_(0.4)
+
+
+@contextmanager
+def residual_streams_of_realistic_size(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the embeddings are a hundred times as large: late streams of trained models have such outliers."""
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding.mul_(100)
+    yield
+    with torch.no_grad():
+        embedding.div_(100)
+
+
+def generate(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    torch.manual_seed(3)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None} | kwargs
+    return model.generate(input_ids, **options)
+
+
+def gradients_of(model: Any, owner: PreTrainedModel | None = None) -> dict[str, Tensor | None]:
+    owner = owner or model
+    owner.train()
+    owner.zero_grad()
+    model(**batch(), labels=batch()["input_ids"], use_cache=False).loss.backward()
+    owner.eval()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in owner.named_parameters()}
+
+
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if not close(actual[name], expected[name], tolerance)] == []
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether the largest difference is within `tolerance` of the largest value."""
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@torch.no_grad()
+def coefficients_of(model: PreTrainedModel) -> list[Tensor]:
+    found: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, pair: found.extend(pair))
+        for module in model.modules()
+        if isinstance(module, StaticHyperConnection)
+    ]
+    model(**batch())
+    for hook in hooks:
+        hook.remove()
+    assert len(found) == 2 * len(hooks)
+    return found
+
+
+def edit_checkpoint(folder: Path, edit: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{i}": i for i in range(4, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
