@@ -1,0 +1,410 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoint folders: from a residual checkpoint to a hyper-connected one with the same outputs, and back.
+
+A hyper-connected model keeps its parent's parameter names, so a residual checkpoint becomes a hyper-connected one by
+adding files: the shards are copied as they are, and one more holds the hyper-connections at their initial values. No
+weight passes through a model, so the size of a checkpoint does not matter.
+
+The target is written under another name beside its own, `TARGET.converting-PID`, verified there, and renamed last. It
+is removed if anything goes wrong; what a killed process leaves, the next conversion to the same target removes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from glob import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ..configuration_hc import HyperConnectionConfigMixin
+from ..hyper_connections import StaticHyperConnection
+
+# What belongs to a model beside its weights, configuration, code and card. Anything else, such as the optimizer of a
+# training run, stays behind.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+class ConversionError(ValueError):
+    """A checkpoint cannot be converted. The message says why and what to do; nothing was written."""
+
+
+class _Checkpoint(NamedTuple):
+    """A checkpoint folder that was found to be whole.
+
+    Args:
+        folder: where it lies.
+        shards: the names of the tensors by weight file.
+        auto_class: its class in transformers, such as `AutoModelForCausalLM`.
+        model: the hyper-connected model of this checkpoint, on the meta device.
+    """
+
+    folder: Path
+    shards: dict[str, list[str]]
+    auto_class: type
+    model: PreTrainedModel
+
+
+def to_hyper_connected(
+    source: str | os.PathLike, target: str | os.PathLike, revision: str | None = None, **hc_fields: Any
+) -> str:
+    """Converts a residual checkpoint to a hyper-connected one that computes the same function.
+
+    Args:
+        source: a folder with safetensors weights, or the name of a model on the Hub. It is only read.
+        target: the folder to create.
+        revision: branch, tag or commit of a model on the Hub.
+        **hc_fields: fields of `HyperConnectionConfigMixin`. `stream_reduction` is "mean" unless told otherwise, which
+            makes the outputs exactly the parent's; with "sum" they are so up to the eps of the final norm.
+
+    Returns:
+        What was verified, in a sentence.
+
+    Raises:
+        ConversionError: the checkpoint is not supported, not whole or not readable, or the target exists.
+        OSError: writing failed, as on a full disk.
+
+    Source: Section 2.3 of arXiv 2409.19606: at initialisation, hyper-connections are Pre-Norm residual connections.
+    """
+    target = _absent(target)
+    checkpoint = _open(_local(source, revision), hyper_connected=False, **{"stream_reduction": "mean"} | hc_fields)
+    with _written_whole(target, checkpoint) as folder:
+        checkpoint.model.save_pretrained(folder, state_dict=_initial_values(checkpoint.model))
+        _copy_weights(checkpoint, folder)
+        _copy_companions(checkpoint.folder, folder)
+        return _verify(checkpoint, folder, hyper_connected=True)
+
+
+def to_residual(source: str | os.PathLike, target: str | os.PathLike, revision: str | None = None) -> str:
+    """Converts a hyper-connected checkpoint to the residual one that computes the same function, where there is one.
+
+    There is one while the coefficients have their initial values: all streams are then equal, and their mean, or
+    their sum where there is only one, is the residual network's hidden state.
+
+    Args:
+        source, target, revision: see `to_hyper_connected`.
+
+    Returns:
+        What was verified, in a sentence.
+
+    Raises:
+        ConversionError: no residual checkpoint computes the same function, and see `to_hyper_connected`.
+        OSError: writing failed, as on a full disk.
+    """
+    target = _absent(target)
+    checkpoint = _open(_local(source, revision), hyper_connected=True)
+    _require_residual_function(checkpoint)
+    with _written_whole(target, checkpoint) as folder:
+        _parent_config(checkpoint.model.config).save_pretrained(folder)
+        _copy_weights(checkpoint, folder)
+        _copy_companions(checkpoint.folder, folder)
+        return _verify(checkpoint, folder, hyper_connected=False)
+
+
+def _absent(target: str | os.PathLike) -> Path:
+    target = Path(target).absolute()
+    if target.exists():
+        raise ConversionError(f"{target} exists and is never overwritten: remove it or choose another target.")
+    return target
+
+
+def _local(source: str | os.PathLike, revision: str | None) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        patterns = ["*.json", "*.safetensors", *_COMPANIONS]
+        return Path(
+            snapshot_download(
+                str(source), revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConversionError(f"{source} is neither a folder nor a model on the Hub within reach: {reason}") from error
+
+
+def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
+    """Checks everything that can be checked before any long work."""
+    if not (folder / CONFIG_NAME).is_file():
+        hint = "; merge the adapter into its model first" if (folder / "adapter_config.json").is_file() else ""
+        raise ConversionError(f"{folder} has no {CONFIG_NAME}, so it is not a model checkpoint{hint}.")
+    config_dict = _read_json(folder / CONFIG_NAME)
+    config_class, auto_name = _classes(folder, config_dict, hyper_connected)
+    if config_dict.get("quantization_config"):
+        method = config_dict["quantization_config"].get("quant_method")
+        raise ConversionError(
+            f"{folder} is quantized (quantization_config, quant_method={method!r}). Convert the checkpoint that it "
+            "was made from, then quantize the result."
+        )
+    shards = _shards(folder)
+    auto_class = getattr(transformers, auto_name)
+    model, info = auto_class.from_pretrained(
+        folder,
+        config=config_class.from_pretrained(folder, **hc_fields),
+        device_map="meta",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported here rather than by an error with a traceback's worth of text
+    )
+    wrong = sorted(name for name in info["missing_keys"] if hyper_connected or not _is_hc(name))
+    wrong += sorted(str(name) for name in info["mismatched_keys"])
+    if wrong:
+        raise ConversionError(
+            f"{folder} is not a whole checkpoint of {type(model).__name__}: {len(wrong)} tensors are missing or have "
+            f"another shape than {CONFIG_NAME} says, the first is {wrong[0]}. Download or save the checkpoint again."
+        )
+    return _Checkpoint(folder, shards, auto_class, model)
+
+
+def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[type[PreTrainedConfig], str]:
+    """Returns the hyper-connected configuration class of a checkpoint and the name of its Auto class."""
+    families = HyperConnectionConfigMixin.__subclasses__()
+    by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in families}
+    model_type = config_dict.get("model_type")
+    if model_type not in by_type:
+        if any(model_type == family.model_type for family in families):
+            raise ConversionError(f"{folder} is hyper-connected already (model_type={model_type!r}).")
+        raise ConversionError(
+            f"{folder} has model_type={model_type!r}. Conversion {'back ' if hyper_connected else ''}takes "
+            f"{', '.join(sorted(by_type))}."
+        )
+    names = {path.rpartition(".")[2]: auto for auto, path in by_type[model_type].auto_classes.items()}
+    architecture = (config_dict.get("architectures") or [None])[0]
+    hc_architecture = architecture if hyper_connected else f"HC{architecture}"
+    if hc_architecture not in names:
+        known = ", ".join(n if hyper_connected else n.removeprefix("HC") for n in names if not n.endswith("Config"))
+        raise ConversionError(f"{folder} has architectures={[architecture]!r}; of {model_type!r} there are {known}.")
+    return by_type[model_type], names[hc_architecture]
+
+
+def _shards(folder: Path) -> dict[str, list[str]]:
+    """Returns the names of the tensors in each of a folder's weight files, in the order of the files."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        files = [SAFE_WEIGHTS_NAME]
+    elif index.is_file():
+        files = sorted(set(_read_json(index)["weight_map"].values()))
+    else:
+        raise ConversionError(
+            f"{folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}. Weights in another format, such "
+            "as pytorch_model.bin, are written as safetensors by loading the model with transformers and calling its "
+            "save_pretrained."
+        )
+    shards = {}
+    for file in files:
+        try:
+            with safe_open(folder / file, "pt") as shard:
+                shards[file] = list(shard.keys())
+        except (OSError, SafetensorError) as error:
+            raise ConversionError(
+                f"{folder / file} is missing or damaged ({error}). Download or copy it again."
+            ) from error
+    return shards
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConversionError(f"{path} is damaged ({error}). Download or copy it again.") from error
+
+
+def _is_hc(name: str) -> bool:
+    return not {"attn_hc", "mlp_hc"}.isdisjoint(name.split("."))
+
+
+def _initial_values(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns every hyper-connection parameter of a model at its initial value; norms start as ones."""
+    return {
+        f"{path}.{name}": module.initial_values().get(name, torch.ones(parameter.shape))
+        for path, module in model.named_modules()
+        if isinstance(module, StaticHyperConnection)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _require_residual_function(checkpoint: _Checkpoint) -> None:
+    config = checkpoint.model.config
+    if config.stream_reduction == "sum" and config.num_streams > 1:
+        raise ConversionError(
+            f"{checkpoint.folder} closes {config.num_streams} streams by their sum (stream_reduction='sum'), so its "
+            "final norm sees the residual network's hidden state times that number, and adds its eps to another mean "
+            f"square: no residual checkpoint is exactly equal. If that difference is of no account, set "
+            f"stream_reduction to 'mean' in a copy of its {CONFIG_NAME} and convert the copy."
+        )
+    shard_of = {name: shard for shard, names in checkpoint.shards.items() for name in names}
+    for name, initial in _initial_values(checkpoint.model).items():
+        # While the dynamic weights are zero, neither the gates nor the norm have any effect.
+        if not name.endswith(("_bias", "_weight")):
+            continue
+        with safe_open(checkpoint.folder / shard_of[name], "pt") as file:
+            value = file.get_tensor(name).to(initial.dtype)
+        if not torch.equal(value, initial):
+            raise ConversionError(
+                f"{checkpoint.folder} was trained: {name} differs from its initial value by up to "
+                f"{(value - initial).abs().max():.2g}, and no residual checkpoint computes the same function."
+            )
+
+
+def _parent_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    added = {field.name for field in fields(HyperConnectionConfigMixin)} | {"auto_map", "model_type"}
+    values = {name: value for name, value in config.to_dict().items() if name not in added}
+    values["architectures"] = [name.removeprefix("HC") for name in config.architectures]
+    return CONFIG_MAPPING[config.parent_model_type].from_dict(values)
+
+
+@contextmanager
+def _written_whole(target: Path, checkpoint: _Checkpoint) -> Iterator[Path]:
+    """Gives a folder to write to, which becomes the target if all goes well and disappears if not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f"{escape(target.name)}.converting-*"):
+        shutil.rmtree(stale)
+    needed, free = _size(checkpoint), shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise ConversionError(f"{target.parent} has {free / 1e9:.2f} GB left, the target takes {needed / 1e9:.2f} GB.")
+    folder = target.with_name(f"{target.name}.converting-{os.getpid()}")
+    try:
+        folder.mkdir()
+        yield folder
+        for path in [*folder.iterdir(), folder]:
+            _sync(path)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(checkpoint: _Checkpoint) -> int:
+    return sum((checkpoint.folder / shard).stat().st_size for shard in checkpoint.shards)
+
+
+def _progress(what: str, checkpoint: _Checkpoint) -> tqdm:
+    return tqdm(desc=what, total=_size(checkpoint), unit="B", unit_scale=True, disable=None)
+
+
+def _copy_weights(source: _Checkpoint, folder: Path) -> None:
+    """Copies the residual network's weights beside the hyper-connections, where `save_pretrained` left any."""
+    kept = {shard: [name for name in names if not _is_hc(name)] for shard, names in source.shards.items()}
+    shards = [shard for shard, names in kept.items() if names]
+    added = folder / SAFE_WEIGHTS_NAME
+    count = len(shards) + added.exists()
+    targets = [folder / f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if count == 1:
+        targets = [folder / SAFE_WEIGHTS_NAME]
+    if added.exists():
+        added.rename(targets.pop())
+    with _progress("Copying", source) as bar:
+        for shard, target in zip(shards, targets, strict=True):
+            if kept[shard] == source.shards[shard]:
+                with open(source.folder / shard, "rb") as file, open(target, "wb") as copy:
+                    shutil.copyfileobj(CallbackIOWrapper(bar.update, file), copy, 2**24)
+            else:
+                with safe_open(source.folder / shard, "pt") as file:  # memory-mapped, so it need not fit in memory
+                    save_file({name: file.get_tensor(name) for name in kept[shard]}, target, file.metadata())
+    if count > 1:
+        _write_index(folder)
+
+
+def _write_index(folder: Path) -> None:
+    weight_map, total_size = {}, 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), path.name)
+        with open(path, "rb") as file:  # 8 bytes tell the header's length, then come header and data
+            total_size += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for pattern in _COMPANIONS:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _verify(source: _Checkpoint, folder: Path, hyper_connected: bool) -> str:
+    """Checks that the target is whole, holds the source's weights, and computes the same where that can be tried."""
+    target = _open(folder, hyper_connected)
+    told = f"All {_verify_tensors(source, target)} tensors of the residual network are there bit for bit"
+    # A model takes about its weights; the rest is for what else is alive meanwhile.
+    needed, free = 1.5 * _size(source), psutil.virtual_memory().available
+    if needed > free:
+        return f"{told}; the outputs were not compared ({needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free)."
+    return f"{told}; the outputs differ by {_verify_outputs(source, target):.1e} of the largest."
+
+
+def _verify_tensors(source: _Checkpoint, target: _Checkpoint) -> int:
+    copy_of = {}
+    for shard, names in target.shards.items():
+        copy_of |= dict.fromkeys(names, safe_open(target.folder / shard, "pt"))
+    count = 0
+    with _progress("Verifying", source) as bar:
+        for shard, names in source.shards.items():
+            with safe_open(source.folder / shard, "pt") as file:
+                for name in names:
+                    if _is_hc(name):
+                        continue
+                    tensor = file.get_tensor(name)
+                    if not _same_bits(tensor, copy_of[name].get_tensor(name)):
+                        raise OSError(f"{name} did not arrive on the disk as it is in {source.folder / shard}")
+                    bar.update(tensor.nbytes)
+                    count += 1
+    return count
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    same = a.dtype == b.dtype and a.shape == b.shape
+    return same and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
+
+
+@torch.no_grad()
+def _verify_outputs(source: _Checkpoint, target: _Checkpoint) -> float:
+    """Returns the largest difference of the outputs on random tokens, relative to the largest output."""
+    config = source.model.config
+    tokens = torch.randint(config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
+    # One after the other, so that only one has to fit in memory.
+    before, after = (c.auto_class.from_pretrained(c.folder)(tokens)[0].double() for c in (source, target))
+    difference = ((before - after).abs().max() / before.abs().max()).item()
+    exact = config.stream_reduction == "mean" or config.num_streams == 1
+    if exact and not difference <= 4 * torch.finfo(source.model.dtype).eps:
+        raise ConversionError(
+            f"The outputs of source and target differ by {difference:.1e} of the largest on random tokens, and should "
+            "not: this checkpoint is not supported. Please report it."
+        )
+    return difference
