@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """OLMoE with hyper-connections: only what differs from `transformers.models.olmoe`."""
 
+from typing import Any
+
 from torch import nn
 from transformers import AutoModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -58,6 +60,10 @@ class HCOlmoeForCausalLM(HCForCausalLMMixin, HCOlmoePreTrainedModel, OlmoeForCau
         self.router_aux_loss_coef = config.router_aux_loss_coef
         self.num_experts = config.num_experts
         self.num_experts_per_tok = config.num_experts_per_tok
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Upstream's, without the load-balancing loss: with a cache, its mask is longer than its router logits."""
+        return super().prepare_inputs_for_generation(*args, **kwargs) | {"output_router_logits": False}
 
 
 AutoModel.register(HCOlmoeConfig, HCOlmoeModel, exist_ok=True)

@@ -1,0 +1,19 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""OLMo with hyper-connections keeps what every family promises."""
+
+from contract import FamilyContract
+from transformers import OlmoConfig
+
+from modeling_hc import HCOlmoConfig
+
+
+class TestHCOlmo(FamilyContract):
+    config_class = HCOlmoConfig
+    parent_config_class = OlmoConfig
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "clip_qkv": 8.0,
+    }
