@@ -1,0 +1,284 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Text to train on: documents from files, the text that every machine has, a tokenizer, and packed blocks."""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from glob import glob
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetsError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+Documents = Dataset | IterableDataset
+
+EOS, PAD = "<|endoftext|>", "<|padding|>"
+
+# Other people's code; tests, which not every distribution has; and tables, of which many are nearly the same.
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "encodings", "__pycache__"}
+
+
+def stdlib_files(split: Literal["train", "validation"]) -> list[Path]:
+    """Returns the source files of the running interpreter's standard library that belong to a split.
+
+    One file in twenty is held out, by a hash of its name. No two files, within or across splits, have the same content.
+    """
+    return [path for path, held_out in _stdlib_files() if held_out == (split == "validation")]
+
+
+@cache
+def _stdlib_files() -> list[tuple[Path, bool]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files: dict[str, tuple[Path, bool]] = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if _LEFT_OUT.isdisjoint(name.parts) and (content := path.read_bytes().strip()):
+            held_out = int(hashlib.md5(name.as_posix().encode()).hexdigest(), 16) % 20 == 0
+            files.setdefault(hashlib.md5(content).hexdigest(), (path, held_out))
+    return list(files.values())
+
+
+@dataclass
+class DataArguments:
+    """What to train on; where nothing is given, the source of the running Python's standard library."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder of one."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_split: str = field(default="train", metadata={"help": "Its split, which may be a slice: train[:1%]."})
+    validation_split: str | None = field(default=None, metadata={"help": "Its held-out split."})
+    train_files: list[str] | None = field(
+        default=None, metadata={"help": "Local .parquet, .jsonl or text files, as names or patterns."}
+    )
+    validation_files: list[str] | None = field(default=None, metadata={"help": "Held-out files, likewise."})
+    validation_documents: int = field(
+        default=100, metadata={"help": "How many training documents to hold out where no held-out data is given."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    streaming: bool = field(default=False, metadata={"help": "Read while training; needs max_steps."})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Name, folder or tokenizer.json; else the checkpoint's, or a byte-level BPE of this data."},
+    )
+    block_size: int = field(default=1024, metadata={"help": "Tokens in a sequence."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
+    """Returns the training documents and the held-out ones (None where `validation_documents` is 0)."""
+    if args.dataset_name is not None:
+        if args.train_files or args.validation_files:
+            raise ValueError("Give either dataset_name or train_files and validation_files, not both.")
+        train = load_dataset(args.dataset_name, args.dataset_config, split=args.train_split, streaming=args.streaming)
+        held_out = args.validation_split and load_dataset(
+            args.dataset_name, args.dataset_config, split=args.validation_split
+        )
+    elif args.train_files:
+        train = _load_files("train_files", args.train_files, args.streaming)
+        held_out = args.validation_files and _load_files("validation_files", args.validation_files)
+    else:
+        train, held_out = (
+            _load_files("the standard library", list(map(str, stdlib_files(split))))
+            for split in ("train", "validation")
+        )
+    for documents in filter(None, (train, held_out)):
+        if documents.column_names is not None and args.text_column not in documents.column_names:
+            raise ValueError(
+                f"The data has no text_column={args.text_column!r}; its columns are {documents.column_names}."
+            )
+    if held_out or args.validation_documents == 0:
+        return train, held_out or None
+    if isinstance(train, Dataset):
+        if len(train) <= args.validation_documents:
+            raise ValueError(
+                f"validation_documents={args.validation_documents} would hold out all {len(train)} documents. Lower "
+                "it, or give validation_files or validation_split."
+            )
+        train = train.shuffle(seed=0)
+    held_out = Dataset.from_list(list(train.take(args.validation_documents)))
+    return train.skip(args.validation_documents), held_out
+
+
+def _load_files(name: str, patterns: list[str], streaming: bool = False) -> Documents:
+    files = []
+    for pattern in patterns:
+        matches = sorted(glob(pattern, recursive=True))
+        if not matches:
+            raise ValueError(f"{name}: no file matches {pattern}.")
+        files += matches
+    for file in files:
+        if not Path(file).is_file() or Path(file).stat().st_size == 0:
+            raise ValueError(f"{name}: {file} is {'empty' if Path(file).is_file() else 'no file'}.")
+    formats = {{".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(Path(f).suffix, "text") for f in files}
+    if len(formats) > 1:
+        raise ValueError(f"{name} mixes {' and '.join(sorted(formats))} files; give files of one format.")
+    form = formats.pop()
+    options = {"sample_by": "document"} if form == "text" else {}
+    try:
+        return load_dataset(form, data_files=files, split="train", streaming=streaming, **options)
+    except DatasetsError as error:
+        raise ValueError(f"{name}: cannot read {patterns} as {form}: {error.__cause__ or error}") from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer that ends documents and can pad.
+
+    Args:
+        name: a Hub name, a folder, or a tokenizer.json file. Such a file does not say which token is which: its end of
+            text must be `<|endoftext|>`, and its padding is `<|padding|>` where it has one.
+
+    Raises:
+        ValueError: it cannot be read, or has no end-of-text token.
+    """
+    try:
+        if Path(name).is_file():
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=name)
+            vocabulary = tokenizer.get_vocab()
+            tokenizer.eos_token = EOS if EOS in vocabulary else None
+            tokenizer.pad_token = PAD if PAD in vocabulary else None
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise ValueError(
+            f"Cannot load tokenizer={name!r}: {error} Give a name on the Hub, a folder that save_pretrained left, or "
+            "a tokenizer.json file; or leave it out to train one on the data."
+        ) from error
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, save "
+            "it with save_pretrained, and give that folder."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE, which can encode and restore any text.
+
+    Args:
+        texts: what to train on.
+        vocab_size: how many tokens to make at most, end of text (id 0) and padding (id 1) included.
+
+    Raises:
+        ValueError: `vocab_size` does not even hold all bytes and the two special tokens.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet) + 2:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small for a byte-level BPE, which needs {len(alphabet) + 2} at least: "
+            "raise it in the model recipe, or give a tokenizer."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS, PAD], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def make_tokenizer(
+    name: str | None, args: DataArguments, config: PreTrainedConfig, documents: Documents, folder: Path
+) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer, or trains one on the documents, and checks that it fits the model.
+
+    Args:
+        name: for `load_tokenizer`; None to train a byte-level BPE with the model's `vocab_size`.
+        args: for `block_size` and `text_column`.
+        config: the model's.
+        documents: what to train on; the first 100,000 documents are enough.
+        folder: where a trained tokenizer is left, and found again by other processes and when a run is resumed.
+
+    Raises:
+        ValueError: the tokenizer or the blocks are too large for the model.
+    """
+    if name is None:
+        if not (folder / "tokenizer.json").exists():
+            texts = (row[args.text_column] or "" for row in documents.take(100_000))
+            train_tokenizer(texts, config.vocab_size).save_pretrained(folder)
+        name = str(folder)
+    tokenizer = load_tokenizer(name)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer {name} has {len(tokenizer)} tokens, more than the model's vocab_size={config.vocab_size}. "
+            f"Give another tokenizer, or from scratch a larger model vocabulary: "
+            f"config_overrides=vocab_size={-(-len(tokenizer) // 64) * 64}."
+        )
+    if args.block_size > config.max_position_embeddings:
+        raise ValueError(
+            f"block_size={args.block_size} is longer than the model's max_position_embeddings="
+            f"{config.max_position_embeddings}. Lower the one or raise the other (config_overrides)."
+        )
+    tokenizer.model_max_length = config.max_position_embeddings
+    return tokenizer
+
+
+def tokenize(documents: dict[str, list], tokenizer: PreTrainedTokenizerBase, column: str) -> dict[str, list]:
+    """Tokenizes a batch of documents and ends each with the end-of-text token, for `datasets.Dataset.map`.
+
+    Returns:
+        `input_ids`, and the sizes `num_tokens` (the end included) and `num_bytes` (UTF-8) of each document.
+    """
+    texts = [text or "" for text in documents[column]]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    input_ids = [ids + [tokenizer.eos_token_id] for ids in encoded]
+    return {
+        "input_ids": input_ids,
+        "num_tokens": [len(ids) for ids in input_ids],
+        "num_bytes": [len(text.encode()) for text in texts],
+    }
+
+
+def pack(documents: dict[str, list], block_size: int) -> dict[str, list]:
+    """Joins a batch of tokenized documents and cuts it into blocks, for `datasets.Dataset.map`.
+
+    What is left at the end of a batch, less than a block, is dropped. Attention crosses the ends of documents.
+    """
+    joined = list(chain.from_iterable(documents["input_ids"]))
+    starts = range(0, len(joined) - block_size + 1, block_size)
+    return {"input_ids": [joined[start : start + block_size] for start in starts]}
+
+
+def make_blocks(
+    documents: Documents, name: str, tokenizer: PreTrainedTokenizerBase, args: DataArguments
+) -> tuple[Documents, dict[str, int]]:
+    """Tokenizes and packs documents. Returns the blocks, and for data on disk its size in documents, tokens, bytes."""
+    stream = not isinstance(documents, Dataset)
+    options = {} if stream else {"num_proc": args.preprocessing_num_workers}
+    tokenized = documents.map(
+        tokenize,
+        batched=True,
+        remove_columns=documents.column_names,
+        fn_kwargs={"tokenizer": tokenizer, "column": args.text_column},
+        **options if stream else options | {"desc": f"Tokenizing {name} documents"},
+    )
+    blocks = tokenized.map(
+        pack,
+        batched=True,
+        remove_columns=["input_ids", "num_tokens", "num_bytes"],
+        fn_kwargs={"block_size": args.block_size},
+        **options if stream else options | {"desc": f"Packing {name} blocks"},
+    )
+    if next(iter(blocks), None) is None:
+        raise ValueError(
+            f"The {name} data is shorter than one block of block_size={args.block_size} tokens. Lower block_size, or "
+            "give more text."
+        )
+    if stream:
+        return blocks, {}
+    sizes = {column: sum(tokenized[f"num_{column}"]) for column in ("tokens", "bytes")}
+    return blocks, {"documents": len(documents), **sizes, "blocks": len(blocks)}
+
+
+def collate(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Makes a batch of blocks: `input_ids` and `labels`, the same `[B, S]`; the model shifts the labels itself."""
+    input_ids = torch.tensor([block["input_ids"] for block in blocks])
+    return {"input_ids": input_ids, "labels": input_ids.clone()}

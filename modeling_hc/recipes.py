@@ -1,0 +1,76 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Model recipes: plain config.json files, loaded with every key checked."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+
+def load_recipe(path: str | PathLike, **overrides: Any) -> PreTrainedConfig:
+    """Loads a model configuration from a recipe, and refuses keys that its class does not know.
+
+    `AutoConfig` silently keeps a misspelt key and builds another model than was asked for.
+
+    Args:
+        path: a JSON file in the form of config.json, with a `model_type`.
+        **overrides: fields that replace those of the recipe.
+
+    Returns:
+        The configuration, of the class registered for its `model_type`.
+
+    Raises:
+        ValueError: the file is missing or no JSON object, its `model_type` is unknown, or a field is unknown or has a
+            wrong value.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read the model recipe {path}: {error}. A recipe is a config.json file.") from error
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise ValueError(f"The model recipe {path} has no model_type, such as llama or hc_llama.")
+    return build_config(values, overrides, source=f"the model recipe {path}", known_keys_only=True)
+
+
+def build_config(
+    values: dict[str, Any], overrides: dict[str, Any], source: str, known_keys_only: bool = False
+) -> PreTrainedConfig:
+    """Builds the configuration of `values["model_type"]` from a config.json's content and fields that replace some.
+
+    Args:
+        values: the content of a config.json.
+        overrides: fields that replace those in `values`; their names are always checked.
+        source: what `values` are, for the error message.
+        known_keys_only: whether to check the names in `values` too; an old checkpoint may have others.
+
+    Raises:
+        ValueError: an unknown `model_type`, or a field that is unknown or has a wrong value.
+    """
+    model_type = values["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        hint = suggestion(model_type, CONFIG_MAPPING)
+        raise ValueError(f"model_type={model_type!r} in {source} is not known to transformers{hint}.")
+    config_class = CONFIG_MAPPING[model_type]
+    known = [field.name for field in fields(config_class)]
+    for name in [*(values if known_keys_only else ()), *overrides]:
+        if name not in known and name != "model_type":
+            raise ValueError(
+                f"{name!r} in {source if name in values else 'config_overrides'} is not a field of "
+                f"{config_class.__name__}{suggestion(name, known)}."
+            )
+    try:
+        return config_class.from_dict(values | overrides)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"A field of {source} has a wrong value. {' '.join(str(error).split())}") from error
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean ...?" where one of the known names is near, else nothing."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,109 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""What scripts/train.py leaves in the folder of a run, and when it may use a folder."""
+
+import json
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from train_arguments import ModelArguments
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+import modeling_hc
+from modeling_hc.data import DataArguments
+from modeling_hc.model_card_hc import add_training
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def check_folder(args: TrainingArguments) -> None:
+    """Refuses a folder that holds something, unless a run in it is to be resumed; finds what to resume from."""
+    folder = Path(args.output_dir)
+    resume = str(args.resume_from_checkpoint or "false")
+    if resume.lower() == "false":
+        args.resume_from_checkpoint = None
+        if args.process_index == 0 and folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"output_dir={args.output_dir} is not empty. Choose another, delete it, or resume the run in it with "
+                "resume_from_checkpoint=true."
+            )
+        return
+    if resume.lower() == "true":
+        resume = get_last_checkpoint(folder) if folder.exists() else None
+    if resume is None or not Path(resume).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint={args.resume_from_checkpoint} finds no checkpoint in output_dir="
+            f"{args.output_dir}. Leave it out to start a new run."
+        )
+    args.resume_from_checkpoint = resume
+
+
+def describe_run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:
+    """Returns the command, versions and configuration of this run."""
+    launcher = ["accelerate", "launch", f"--num_processes={args.world_size}"] if args.world_size > 1 else ["python"]
+    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "evaluate")
+    return {
+        "command": shlex.join([*launcher, *sys.argv]),
+        "versions": {
+            "modeling_hc": modeling_hc.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{package: version(package) for package in packages},
+        },
+        "processes": args.world_size,
+        "configuration": asdict(model_args) | asdict(data_args) | args.to_dict(),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def plot_loss(history: list[dict[str, float]], tokens_per_step: int, path: Path) -> None:
+    """Draws training and held-out loss over the tokens seen."""
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(entry["step"] * tokens_per_step, entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title=path.parent.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def finish(folder: Path, run: dict[str, Any], trainer: Trainer, block_size: int) -> None:
+    """Writes what is known after training: run.json, log_history.json, loss.png and the card's training section."""
+    history, args = trainer.state.log_history, trainer.args
+    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * block_size
+    results = {}
+    for entry in history:
+        results |= {key: value for key, value in entry.items() if key.startswith("eval_")}
+    run |= {"steps": trainer.state.global_step, "tokens_seen": trainer.state.global_step * tokens_per_step}
+    run["results"] = results
+    write_json(folder / "run.json", run)
+    write_json(folder / "log_history.json", history)
+    plot_loss(history, tokens_per_step, folder / "loss.png")
+    configuration = run["configuration"]
+    facts = {
+        "Data": configuration["dataset_name"]
+        or configuration["train_files"]
+        or "the source of Python's standard library",
+        "Tokens seen": f"{run['tokens_seen']:,}",
+        "Steps": f"{run['steps']:,}",
+        "Held-out loss": results.get("eval_loss"),
+        "Held-out bits per byte": results.get("eval_bits_per_byte"),
+    }
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    facts = {name: value for name, value in facts.items() if value is not None} | {"Versions": versions}
+    dataset = configuration["dataset_name"]
+    add_training(folder, run["command"], facts, [dataset] if dataset else None)

@@ -1,0 +1,180 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Trains a language model: from a recipe, or on from any checkpoint, with the stock Trainer.
+
+    python scripts/train.py configuration/training/demo.yaml --output_dir runs/mine
+    accelerate launch scripts/train.py RECIPE.yaml [--flag value ...]
+
+Every field of `ModelArguments`, of `DataArguments` and of `transformers.TrainingArguments` can stand in the YAML or be
+a flag; flags win. The run folder gets the model, its tokenizer and card at the top, checkpoint-*, run.json (command,
+versions, configuration, data), log_history.json and loss.png.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import torch
+from datasets import Dataset
+from run_folder import check_folder, describe_run, finish, write_json
+from safetensors import SafetensorError
+from train_arguments import ModelArguments, parse
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
+from modeling_hc.recipes import build_config, load_recipe
+
+
+def model_config(args: ModelArguments) -> PreTrainedConfig:
+    """Returns the configuration of the model to train."""
+    overrides = dict(pair.partition("=")[::2] for pair in (args.config_overrides or "").split(",") if pair)
+    overrides = {name.strip(): _value(value.strip()) for name, value in overrides.items()}
+    if (args.config is None) == (args.model_name_or_path is None):
+        raise ValueError(
+            f"Give either config, a recipe to train from scratch, or model_name_or_path, a checkpoint to train on "
+            f"from; got config={args.config} and model_name_or_path={args.model_name_or_path}."
+        )
+    if args.config is not None:
+        if args.hyper_connect:
+            raise ValueError("hyper_connect=true needs model_name_or_path; from scratch, name an hc recipe in config.")
+        return load_recipe(args.config, **overrides)
+    values, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path)
+    if args.hyper_connect:
+        residual = values.get("model_type")
+        if f"hc_{residual}" not in CONFIG_MAPPING:
+            families = [name.removeprefix("hc_") for name in CONFIG_MAPPING if name.startswith("hc_")]
+            raise ValueError(
+                f"hyper_connect=true does not know model_type={residual!r} of {args.model_name_or_path}; it takes a "
+                f"residual checkpoint of {', '.join(families)}."
+            )
+        values |= {"model_type": f"hc_{residual}", "stream_reduction": "mean", "architectures": None}
+    elif not overrides:
+        return AutoConfig.from_pretrained(args.model_name_or_path)
+    return build_config(values, overrides, source=f"the config.json of {args.model_name_or_path}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Builds the model, or loads it in fp32 and makes sure that the checkpoint has all of it."""
+    if args.config is not None:
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        # A padding index freezes that row of the embedding: never that of the end of text.
+        shared = tokenizer.pad_token_id == tokenizer.eos_token_id
+        config.pad_token_id = None if shared else tokenizer.pad_token_id
+        return AutoModelForCausalLM.from_config(config)
+    name = args.model_name_or_path
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error
+    missing = [
+        key
+        for key in sorted(report["missing_keys"])
+        if not (args.hyper_connect and {"attn_hc", "mlp_hc"} & set(key.split(".")))
+    ]
+    wrong = missing + [
+        f"{key} {tuple(found)} instead of {tuple(asked)}" for key, found, asked in report["mismatched_keys"]
+    ]
+    if wrong:
+        raise ValueError(
+            f"The checkpoint model_name_or_path={name} lacks tensors of {type(model).__name__} or has them in another "
+            f"shape: {', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' * (len(wrong) > 4)}. Use a whole checkpoint "
+            "of a causal language model"
+            + ("." if args.hyper_connect else ", or hyper_connect=true to add hyper-connections to a residual one.")
+        )
+    return model
+
+
+def block_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Reduces the logits of a batch, before they are gathered, to [nll, correct, tokens] of each block: `[B, 3]`."""
+    if not isinstance(logits, torch.Tensor):  # a mixture of experts also returns what its router did
+        logits = next(entry for entry in logits if isinstance(entry, torch.Tensor) and entry.dim() == 3)
+    logits, labels = logits[:, :-1].float(), labels[:, 1:]
+    nll = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none").sum(-1)
+    correct = (logits.argmax(-1) == labels).sum(-1)
+    return torch.stack([nll, correct, (labels != -100).sum(-1)], dim=-1)
+
+
+def prepare(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
+) -> tuple[Trainer, dict[str, Any]]:
+    """Does all that can fail on bad input. Returns the trainer and a description of the data."""
+    check_folder(args)
+    set_seed(args.seed)
+    config = model_config(model_args)
+    with args.main_process_first(desc="reading and tokenizing the data"):
+        train, held_out = load_documents(data_args)
+        tokenizer = make_tokenizer(
+            data_args.tokenizer or model_args.model_name_or_path, data_args, config, train, Path(args.output_dir)
+        )
+        model = make_model(model_args, config, tokenizer)
+        train, train_size = make_blocks(train, "training", tokenizer, data_args)
+        data = {"train": train_size}
+        if held_out is not None:
+            held_out, data["validation"] = make_blocks(held_out, "held-out", tokenizer, data_args)
+    if not isinstance(train, Dataset):
+        train = train.shuffle(seed=args.data_seed or args.seed, buffer_size=1000)
+
+    metric = evaluate.load(str(Path(__file__).with_name("language_modeling.py")), keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        nll, correct, tokens = prediction.predictions.T
+        size = data["validation"]
+        return metric.compute(nll=nll, correct=correct, tokens=tokens, tokens_per_byte=size["tokens"] / size["bytes"])
+
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=block_sums,
+    )
+    return trainer, data
+
+
+def main() -> None:
+    """Trains, evaluates, and leaves everything in the run folder."""
+    try:
+        model_args, data_args, args = parse(sys.argv[1:])
+        trainer, data = prepare(model_args, data_args, args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+    folder = Path(args.output_dir)
+    run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
+    if trainer.is_world_process_zero():
+        write_json(folder / "run.json", run)
+
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if trainer.eval_dataset is not None and "eval_loss" not in trainer.state.log_history[-2]:
+        trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        finish(folder, run, trainer, data_args.block_size)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

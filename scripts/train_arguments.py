@@ -1,0 +1,64 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The fields of scripts/train.py, and how they are read and checked."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from modeling_hc.data import DataArguments
+from modeling_hc.recipes import suggestion
+
+
+@dataclass
+class ModelArguments:
+    """What to train: exactly one of `config` and `model_name_or_path`."""
+
+    config: str | None = field(default=None, metadata={"help": "Recipe of a model to train from scratch."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to train on from."})
+    hyper_connect: bool = field(
+        default=False,
+        metadata={
+            "help": "Give a residual checkpoint hyper-connections. Its streams are then reduced by their mean, so that "
+            "training starts from the checkpoint's exact outputs."
+        },
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of the model to change, such as num_streams=4,connection=dynamic."}
+    )
+
+
+class Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Without upstream's usage, which is hundreds of lines long."""
+        raise ValueError(f"{message}. `python scripts/train.py --help` lists every field.")
+
+
+def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Reads the fields from a YAML file, if the first argument is one, and from flags, which win."""
+    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    flags = []
+    if argv and not argv[0].startswith("-"):
+        path, *argv = argv
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"Cannot read {path}: {error}. The first argument is a YAML file of fields.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold `field: value` lines, and holds a {type(values).__name__}.")
+        for name, value in values.items():
+            if isinstance(value, list):
+                flags += [f"--{name}", *map(str, value)]
+            elif value is not None:
+                flags += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+    *arguments, unknown = parser.parse_args_into_dataclasses(
+        [*flags, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0]
+        known = [action.dest for action in parser._actions]
+        raise ValueError(f"There is no field {name!r}{suggestion(name, known)}. --help lists every field.")
+    return tuple(arguments)
