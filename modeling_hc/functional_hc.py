@@ -8,9 +8,13 @@ Shapes: `...` any leading axes (batch, sequence), `N` residual streams, `D` hidd
 
 One block (attention or MLP, its pre-norm included) with hyper-connections is
 
-    alpha, beta          = coefficients(projection(streams))      how to read, carry and write      Eq. 10-13
-    block_input, carried = width_connection(streams, alpha)       read and carry                    Eq. 3, 4
-    streams              = depth_connection(block(block_input), carried, beta)      write           Eq. 5
+    alpha, beta = coefficients(projection(streams, ...), ...)            how to read, carry and write     Eq. 10-13
+    block_input = width_connection(streams, alpha)                       read                             Eq. 3
+    streams     = depth_connection(streams, block(block_input), alpha, beta)      carry and write         Eq. 4, 5
+
+Carrying waits until the block's output is there, so that the carried streams H' never exist beside the streams.
+
+This file is the reference. autograd_hc computes the same with less memory and time; dispatch_hc chooses.
 
 Coefficients are fp32 (fp64 for fp64 streams) whatever the dtype of the streams and with autocast on or off: in
 bf16 a coefficient near 1 cannot move by less than 0.4 %. Each result is rounded once, to the dtype of the streams.
@@ -30,11 +34,11 @@ def open_streams(hidden_states: Tensor, num_streams: int) -> Tensor:
         num_streams: N, at least 1.
 
     Returns:
-        `[..., N, D]`, a view without a copy.
+        `[..., N, D]`, contiguous.
 
     Source: Section 2.1.
     """
-    return hidden_states.unsqueeze(-2).expand(*hidden_states.shape[:-1], num_streams, -1)
+    return hidden_states.unsqueeze(-2).repeat_interleave(num_streams, dim=-2)
 
 
 def close_streams(streams: Tensor, reduction: str) -> Tensor:
@@ -71,14 +75,13 @@ def projection(streams: Tensor, weight: Tensor, norm_weight: Tensor | None, eps:
 
     Source: Eq. 10 and the products in Eq. 11-13.
     """
-    with _full_precision(streams):
-        streams, weight = _promote(streams, weight)
+    with full_precision(streams):
+        streams, weight = widen(streams), widen(weight)
         if norm_weight is not None:
-            weight = weight * norm_weight.to(weight.dtype)
+            weight = weight * norm_weight
         product = streams @ weight.mT
         if not centered:
-            mean_square = torch.linalg.vector_norm(streams, dim=-1, keepdim=True).square() / streams.shape[-1]
-            return product * torch.rsqrt(mean_square + eps)
+            return product * torch.rsqrt(streams.square().mean(-1, keepdim=True) + eps)
         variance, mean = torch.var_mean(streams, dim=-1, correction=0, keepdim=True)
         return (product - mean * weight.sum(-1)) * torch.rsqrt(variance + eps)
 
@@ -109,58 +112,58 @@ def coefficients(
 
     Source: Eq. 11-13, Algorithm 2.
     """
-    with _full_precision(projected):
-        bounded = torch.tanh(projected) if use_tanh else projected
-        alpha = bounded[..., :-1] * alpha_scale + alpha_bias
-        beta = bounded[..., -1] * beta_scale + beta_bias
-        return alpha.to(projected.dtype), beta.to(projected.dtype)
+    bounded = torch.tanh(projected) if use_tanh else projected
+    alpha = bounded[..., :-1] * alpha_scale + alpha_bias
+    beta = bounded[..., -1] * beta_scale + beta_bias
+    return alpha, beta
 
 
-def width_connection(streams: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Reads the block's input from the streams and mixes the streams among themselves.
-
-        block_input = A_m^T H          carried[to] = sum over from of A_r[from, to] * H[from]
-
-    The two are computed apart, so that keeping one for the backward pass does not keep the other.
+def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
+    """Reads the block's input from the streams: h_0 = A_m^T H.
 
     Args:
         streams: H, `[..., N, D]`.
         alpha: `(A_m A_r)`, `[N, 1+N]` (static) or `[..., N, 1+N]` (dynamic).
 
     Returns:
-        block_input `[..., D]` and carried `[..., N, D]`, in the streams' dtype.
+        `[..., D]`, in the streams' dtype.
 
-    Source: Eq. 3, 4, 7.
+    Source: Eq. 3, 7.
     """
-    with _full_precision(streams):
-        wide, alpha = _promote(streams, alpha)
-        block_input = (alpha[..., None, :, 0] @ wide).squeeze(-2)
-        carried = alpha[..., 1:].mT @ wide
-        return block_input.to(streams.dtype), carried.to(streams.dtype)
+    with full_precision(streams):
+        read = widen(alpha[..., 0]).unsqueeze(-2)
+        return (read @ widen(streams)).squeeze(-2).to(streams.dtype)
 
 
-def depth_connection(block_output: Tensor, carried: Tensor, beta: Tensor) -> Tensor:
-    """Writes the block's output back to every stream: H_hat[j] = beta[j] * block_output + carried[j].
+def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Carries the streams on and writes the block's output to each: H_hat = A_r^T H + B^T T(h_0)^T.
+
+        H_hat[to] = (sum over from of A_r[from, to] * H[from]) + B[to] * block_output
 
     Args:
+        streams: H, `[..., N, D]`, as they were read.
         block_output: T(h_0), `[..., D]`.
-        carried: H', `[..., N, D]`.
-        beta: B, `[N]` (static) or `[..., N]` (dynamic).
+        alpha: `(A_m A_r)`, `[N, 1+N]` or `[..., N, 1+N]`.
+        beta: B, `[N]` or `[..., N]`.
 
     Returns:
-        The new streams, `[..., N, D]`, in the dtype of `carried`.
+        H_hat, `[..., N, D]`, in the streams' dtype.
 
-    Source: Eq. 5.
+    Source: Eq. 4, 5.
     """
-    return (carried + beta[..., None] * block_output[..., None, :]).to(carried.dtype)
+    with full_precision(streams):
+        carried = widen(alpha[..., 1:]).mT @ widen(streams)
+        written = widen(beta).unsqueeze(-1) * block_output.unsqueeze(-2)
+        return (carried + written).to(streams.dtype)
 
 
-def _promote(streams: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(streams.dtype, torch.float32)
-    return streams.to(dtype), coefficient.to(dtype)
+def widen(tensor: Tensor) -> Tensor:
+    """Returns the tensor in fp32, or as it is where it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _full_precision(tensor: Tensor) -> AbstractContextManager:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Returns a context in which autocast does not lower the precision of matrix products."""
     device = tensor.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)

@@ -1,9 +1,8 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """The variants of hyper-connections: each is a module that computes the pair (alpha, beta) from the streams.
 
-    alpha, beta          = connection(streams)
-    block_input, carried = width_connection(streams, alpha)
-    streams              = depth_connection(block(block_input), carried, beta)
+    alpha, beta = connection(streams)
+    streams     = depth_connection(streams, block(width_connection(streams, alpha)), alpha, beta)
 
 Shapes: `B` batch, `S` sequence, `N` streams, `D` hidden size; streams are `[B, S, N, D]`.
 
@@ -16,7 +15,8 @@ which does not, like every other norm.
 import torch
 from torch import Tensor, nn
 
-from .functional_hc import coefficients, projection
+from .dispatch_hc import projection
+from .functional_hc import coefficients
 
 
 class StaticHyperConnection(nn.Module):

@@ -6,8 +6,8 @@ opens the streams and the last one closes them, so upstream's model `forward`, n
 upstream's.
 
     residual layer                      hyper-connected layer, for each of its two blocks
-    h = h + attn(norm(h))               alpha, beta = attn_hc(H);  h0, H' = width(H, alpha)
-    h = h + mlp(norm(h))                H = depth(attn(norm(h0)), H', beta)
+    h = h + attn(norm(h))               alpha, beta = attn_hc(H)
+    h = h + mlp(norm(h))                H = depth(H, attn(norm(width(H, alpha))), alpha, beta)
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
-from .functional_hc import close_streams, depth_connection, open_streams, width_connection
+from .dispatch_hc import depth_connection, width_connection
+from .functional_hc import close_streams, open_streams
 from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
 from .model_card_hc import write_model_card
 
@@ -64,14 +65,14 @@ class HCDecoderLayerMixin:
         streams = open_streams(hidden_states, self.config.num_streams) if self.layer_idx == 0 else hidden_states
 
         alpha, beta = self.attn_hc(streams)
-        block_input, carried = width_connection(streams, alpha)
+        block_input = width_connection(streams, alpha)
         block_output, _ = self.self_attn(hidden_states=self.input_layernorm(block_input), **kwargs)
-        streams = depth_connection(block_output, carried, beta)
+        streams = depth_connection(streams, block_output, alpha, beta)
 
         alpha, beta = self.mlp_hc(streams)
-        block_input, carried = width_connection(streams, alpha)
+        block_input = width_connection(streams, alpha)
         block_output = self.mlp(self.post_attention_layernorm(block_input))
-        streams = depth_connection(block_output, carried, beta)
+        streams = depth_connection(streams, block_output, alpha, beta)
 
         # Asked at every call: early-exit drafting in `generate` lowers num_hidden_layers for a while.
         if self.layer_idx == self.config.num_hidden_layers - 1:
