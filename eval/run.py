@@ -238,11 +238,11 @@ def leaf_tasks(manager: TaskManager, spec: str | dict[str, Any]) -> Iterable[str
             yield from leaf_tasks(manager, child)
 
 
-def with_local_data(manager: TaskManager, name: str, data: Path) -> str | dict[str, Any]:
-    """Returns a task that reads its stock data set's columns from a folder; a task without one as it is."""
+def with_local_data(manager: TaskManager, name: str, data: Path) -> dict[str, Any]:
+    """Returns a task that reads its stock data set's columns from a folder; a task that builds its own as it is."""
     stock = manager.task_index[name].cfg
     if "custom_dataset" in stock:
-        return name
+        return {"task": name}
     folder = data / name
     try:
         found = get_dataset_split_names(str(folder)) if folder.is_dir() else []
