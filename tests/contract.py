@@ -11,7 +11,7 @@ Where the parent says nothing (coefficients away from their initial values), two
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,10 +52,11 @@ GENERATION = {
     "sampling": {"do_sample": True, "top_k": 20},
     "beam search": {"num_beams": 3, "num_return_sequences": 2},
     "beam sampling": {"num_beams": 3, "do_sample": True},
-    "prompt lookup": {"prompt_lookup_num_tokens": 3},
     "no cache": {"use_cache": False},
     "dynamic cache": {"cache_implementation": "dynamic"},
     "static cache": {"cache_implementation": "static", "disable_compile": True},
+}
+OFFLOADED = {
     "offloaded cache": {"cache_implementation": "offloaded"},
     "offloaded static cache": {"cache_implementation": "offloaded_static", "disable_compile": True},
 }
@@ -71,22 +72,25 @@ class FamilyContract:
 
     # ---- the models under test ----------------------------------------------------------------------------------
 
-    def parent_config(self, **kwargs: Any) -> PreTrainedConfig:
-        return self.parent_config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | self.sizes | kwargs)
+    @classmethod
+    def parent_config(cls, **kwargs: Any) -> PreTrainedConfig:
+        return cls.parent_config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | cls.sizes | kwargs)
 
-    def config(self, **kwargs: Any) -> PreTrainedConfig:
-        return self.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | self.sizes | kwargs)
+    @classmethod
+    def config(cls, **kwargs: Any) -> PreTrainedConfig:
+        return cls.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | cls.sizes | kwargs)
 
     @property
     def heads(self) -> list[str]:
         return [name for name in self.config_class.auto_classes if name != "AutoConfig"]
 
     @pytest.fixture(scope="class")
-    def residual(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def residual(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A residual checkpoint whose weights are large enough for every block to matter."""
         folder = tmp_path_factory.mktemp("residual")
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(self.parent_config())
+        model = AutoModelForCausalLM.from_config(cls.parent_config())
         scramble(model, 0.2)
         model.generation_config.eos_token_id = None
         model.save_pretrained(folder)
@@ -180,7 +184,14 @@ class FamilyContract:
 
         assert torch.equal(generate(self.converted(residual), **prompts, **GENERATION[mode]), expected)
 
-    @pytest.mark.parametrize("mode", ["dynamic cache", "static cache", "offloaded cache", "offloaded static cache"])
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("mode", OFFLOADED)
+    def test_generate_with_an_offloaded_cache_writes_the_tokens_of_a_cache_on_the_device(self, mode: str) -> None:
+        model, prompts = self.trained().cuda(), {k: v.cuda() for k, v in batch(left_padding=3).items()}
+
+        assert torch.equal(generate(model, **prompts, **OFFLOADED[mode]), generate(model, **prompts))
+
+    @pytest.mark.parametrize("mode", ["dynamic cache", "static cache"])
     def test_a_trained_model_writes_the_same_with_a_cache_as_without(self, mode: str) -> None:
         model, prompts = self.trained(), batch(left_padding=3)
 
@@ -195,6 +206,7 @@ class FamilyContract:
         assert torch.equal(generate(model, prompt, assistant_model=self.trained(num_hidden_layers=1)), expected)
         assert torch.equal(generate(model, prompt, assistant_model=copy.deepcopy(model)), expected)
         assert torch.equal(generate(model, prompt, assistant_early_exit=1), expected)
+        assert torch.equal(generate(model, prompt, prompt_lookup_num_tokens=3), expected)
 
     def test_left_padding_changes_nothing(self) -> None:
         model, padded = self.trained(), batch(left_padding=3)
@@ -207,6 +219,7 @@ class FamilyContract:
     # ---- attention, outputs, gradients --------------------------------------------------------------------------
 
     @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+    @torch.no_grad()  # flex attention has no backward on the CPU
     def test_attention_implementations_agree(self, implementation: str) -> None:
         model, inputs = self.trained(), batch(left_padding=3)
         seen = inputs["attention_mask"].bool()
@@ -214,8 +227,10 @@ class FamilyContract:
         expected = model(**inputs).logits
 
         model.set_attn_implementation(implementation)
+        with torch.compiler.set_stance("force_eager"):  # upstream compiles flex attention itself, which takes minutes
+            actual = model(**inputs).logits
 
-        assert close(model(**inputs).logits[seen], expected[seen])
+        assert close(actual[seen], expected[seen])
 
     def test_attentions_are_those_of_the_parent(self, residual: Path, parent: PreTrainedModel) -> None:
         model = self.converted(residual)
@@ -249,19 +264,19 @@ class FamilyContract:
         assert torch.equal(as_tuple[1], as_dict.logits)
 
     def test_every_parameter_receives_a_gradient(self) -> None:
-        gradients = gradients_of(self.trained())
+        _, gradients = forward_and_backward(self.trained())
 
-        assert [name for name, g in gradients.items() if g is None or not g.isfinite().all()] == []
+        assert [name for name, g in gradients.items() if not g.isfinite().all()] == []
         assert [name for name, g in gradients.items() if "_hc." in name and not g.any()] == []
 
     @pytest.mark.parametrize("use_reentrant", [True, False])
     def test_gradient_checkpointing_leaves_the_gradients_unchanged(self, use_reentrant: bool) -> None:
         model = self.trained()
-        expected = gradients_of(model)
+        _, expected = forward_and_backward(model)
 
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
 
-        assert_same_gradients(gradients_of(model), expected, 1e-6)
+        assert_same_gradients(forward_and_backward(model)[1], expected, 1e-6)
 
     # ---- compilers ----------------------------------------------------------------------------------------------
 
@@ -269,12 +284,12 @@ class FamilyContract:
     def test_the_compiled_model_has_the_outputs_and_gradients_of_the_eager_one(self) -> None:
         model = self.trained(num_hidden_layers=1)
         with residual_streams_of_realistic_size(model):
-            logits, gradients = model(**batch()).logits, gradients_of(model)
+            logits, gradients = forward_and_backward(model)
             torch._dynamo.reset()
-            compiled = torch.compile(model, fullgraph=True)
+            compiled_logits, compiled_gradients = forward_and_backward(model, torch.compile(model, fullgraph=True))
 
-            assert close(compiled(**batch()).logits, logits)
-            assert_same_gradients(gradients_of(compiled, model), gradients, 1e-4)
+            assert close(compiled_logits, logits)
+            assert_same_gradients(compiled_gradients, gradients, 1e-4)
 
     def test_the_exported_program_equals_the_model_at_other_lengths(self) -> None:
         model, inputs = self.trained(), batch()
@@ -314,19 +329,26 @@ class FamilyContract:
         assert loaded(**batch()).logits.shape[-1] == loaded.config.vocab_size == VOCABULARY + 5
         assert close(loaded(**batch()).logits[..., :VOCABULARY], expected)
 
-    @pytest.mark.parametrize("device_map", ["cpu", "auto", "disk"])
+    @pytest.mark.parametrize("device_map", ["cpu", "auto"])
     def test_a_device_map_changes_nothing(self, tmp_path: Path, device_map: str) -> None:
         model = self.trained()
         model.save_pretrained(tmp_path)
-        if device_map == "disk":  # one whole decoder layer lives on the disk
-            device_map = {name: "cpu" for name, _ in model.named_parameters()} | {"model.layers.1": "disk"}
-            device_map = {k: v for k, v in device_map.items() if not k.startswith("model.layers.1.")}
 
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "o")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map)
 
-        if isinstance(device_map, dict):
-            assert {p.device.type for p in loaded.model.layers[1].parameters()} == {"meta"}
-        assert torch.equal(loaded(**batch()).logits.cpu(), model(**batch()).logits)
+        assert close(loaded(**batch()).logits.cpu(), model(**batch()).logits)
+
+    def test_layers_offloaded_to_the_disk_compute_the_same(self, tmp_path: Path) -> None:
+        model = self.trained()
+        model.save_pretrained(tmp_path)
+        places = dict.fromkeys(["lm_head", *(f"model.{name}" for name, _ in model.model.named_children())], "cpu")
+        del places["model.layers"]
+        places |= {f"model.layers.{i}": "disk" if i == 1 else "cpu" for i in range(len(model.model.layers))}
+
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
+
+        assert {p.device.type for p in loaded.model.layers[1].parameters()} == {"meta"}
+        assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_hyper_connections_stay_fp32_in_a_low_precision_model(self, tmp_path: Path, dtype: torch.dtype) -> None:
@@ -345,7 +367,9 @@ class FamilyContract:
             dtypes = {name: p.dtype for name, p in loaded.named_parameters()}
             assert {v for k, v in dtypes.items() if "_hc." in k} == {torch.float32}, how
             assert {v for k, v in dtypes.items() if "_hc." not in k} == {dtype}, how
-        assert close(low["from_pretrained"](**batch()).logits.float(), model(**batch()).logits, 0.1)
+        expected = model(**batch()).logits
+        error = low["from_pretrained"](**batch()).logits.float() - expected
+        assert error.norm() < 0.1 * expected.norm()
 
     @pytest.mark.parametrize("connection", ["static", "dynamic"])
     def test_coefficients_are_fp32_under_autocast_and_in_a_low_precision_model(self, connection: str) -> None:
@@ -377,7 +401,8 @@ class FamilyContract:
     def test_pipelines_run(self) -> None:
         tokenizer = tiny_tokenizer()
         text = pipeline("text-generation", self.trained(), tokenizer=tokenizer)("w5 w6 w7", max_new_tokens=4)
-        assert text[0]["generated_text"].startswith("w5 w6 w7 ")
+        assert text[0]["generated_text"].startswith("w5 w6 w7")
+        assert len(text[0]["generated_text"]) > len("w5 w6 w7")
         if "AutoModelForSequenceClassification" in self.heads:
             classifier = self.trained(AutoModelForSequenceClassification, num_labels=3)
             labels = pipeline("text-classification", classifier, tokenizer=tokenizer)(["w5 w6", "w7"], top_k=None)
@@ -509,13 +534,14 @@ def generate(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> Tensor
     return model.generate(input_ids, **options)
 
 
-def gradients_of(model: Any, owner: PreTrainedModel | None = None) -> dict[str, Tensor | None]:
-    owner = owner or model
-    owner.train()
-    owner.zero_grad()
-    model(**batch(), labels=batch()["input_ids"], use_cache=False).loss.backward()
-    owner.eval()
-    return {name: None if p.grad is None else p.grad.clone() for name, p in owner.named_parameters()}
+def forward_and_backward(model: PreTrainedModel, forward: Callable | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the logits and the gradient of every parameter; `forward` may stand in for the model."""
+    model.train()
+    model.zero_grad()
+    outputs = (forward or model)(**batch(), labels=batch()["input_ids"], use_cache=False)
+    outputs.loss.backward()
+    model.eval()
+    return outputs.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
