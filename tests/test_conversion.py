@@ -1,0 +1,340 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Conversion of checkpoint folders, against the residual parent, the bytes on the disk, and a fresh process."""
+
+import hashlib
+import json
+import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub.constants
+import psutil
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+import modeling_hc
+from modeling_hc.conversion import ConversionError, to_hyper_connected, to_residual
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "convert.py"
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+FAMILIES = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "olmo": {"tie_word_embeddings": True},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+TOKENS = torch.randint(97, (2, 33), generator=torch.Generator().manual_seed(1))
+
+
+def residual(folder: Path, model_type: str = "llama", dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SIZES, **FAMILIES[model_type])
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.generation_config.temperature = 0.25
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return residual(tmp_path / "source", shard="20KB")
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder)(TOKENS).logits
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_converted_checkpoint_gives_exactly_its_parents_outputs(model_type, dtype, tmp_path):
+    source = residual(tmp_path / "source", model_type, dtype, shard="20KB")
+    verified = to_hyper_connected(source, tmp_path / "target", num_streams=4)
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    assert "differ by 0.0" in verified
+    assert converted.config.model_type == f"hc_{model_type}"
+    assert converted.dtype == dtype
+    assert torch.equal(logits(source), logits(tmp_path / "target"))
+
+
+@pytest.mark.parametrize("shard", ["20KB", "5GB"])
+def test_every_tensor_arrives_bit_for_bit_beside_the_papers_initial_values(shard, tmp_path):
+    source = residual(tmp_path / "source", "olmoe", torch.bfloat16, shard)
+    to_hyper_connected(source, tmp_path / "target", num_streams=3)
+    before, after = tensors(source), tensors(tmp_path / "target")
+    for name, tensor in before.items():
+        assert torch.equal(after[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    index = json.loads((tmp_path / "target" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(after)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())
+
+    added = {name: tensor for name, tensor in after.items() if name not in before}
+    assert {tensor.dtype for tensor in added.values()} == {torch.float32}
+    for block, path in enumerate(["layers.0.attn_hc", "layers.0.mlp_hc", "layers.1.attn_hc", "layers.1.mlp_hc"]):
+        expected = {
+            "alpha_bias": torch.cat([torch.eye(3)[:, [block % 3]], torch.eye(3)], dim=1),  # Eq. 14
+            "beta_bias": torch.ones(3),
+            "alpha_weight": torch.zeros(4, 32),
+            "beta_weight": torch.zeros(32),
+            "alpha_scale": torch.tensor([0.01]),  # Algorithm 2
+            "beta_scale": torch.tensor([0.01]),
+            "norm.weight": torch.ones(32),
+        }
+        for name, value in expected.items():
+            assert torch.equal(added.pop(f"model.{path}.{name}"), value), (path, name)
+    assert not added
+
+
+def test_a_converted_folder_is_complete_for_a_process_without_this_package(source, tmp_path):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    tokenizer.save_pretrained(source)
+    (source / "optimizer.pt").write_bytes(b"of a training run")
+    target = tmp_path / "target"
+    done = subprocess.run(
+        command(source, target, "--num_streams", "2", "--connection", "static"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bit for bit" in done.stdout
+    assert (target / "README.md").is_file()
+    assert not (target / "optimizer.pt").exists()
+    assert AutoTokenizer.from_pretrained(target)("b")["input_ids"] == [1]
+
+    program = f"""
+import sys; sys.modules["modeling_hc"] = None
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(target)!r}, trust_remote_code=True)
+assert model.config.num_streams == 2 and model.config.connection == "static"
+assert model.generation_config.temperature == 0.25
+torch.save(model(torch.load({str(tmp_path / "tokens")!r})).logits, {str(tmp_path / "logits")!r})
+"""
+    torch.save(TOKENS, tmp_path / "tokens")
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    assert torch.equal(torch.load(tmp_path / "logits"), logits(source))
+
+
+def test_a_classifier_is_converted_with_its_head(tmp_path):
+    import transformers
+
+    model = transformers.LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3))
+    model.save_pretrained(tmp_path / "source")
+    to_hyper_connected(tmp_path / "source", tmp_path / "target")
+    converted = modeling_hc.HCLlamaForSequenceClassification.from_pretrained(tmp_path / "target")
+    torch.testing.assert_close(converted(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_a_model_on_the_hub_is_converted_by_name(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "hub" / "models--somebody--something"
+    shutil.copytree(source, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    to_hyper_connected("somebody/something", tmp_path / "target")
+    assert torch.equal(logits(source), logits(tmp_path / "target"))
+    with pytest.raises(ConversionError, match="neither a folder nor a model on the Hub"):
+        to_hyper_connected("somebody/nothing", tmp_path / "other")
+
+
+def test_a_model_that_does_not_fit_in_memory_is_converted_without_comparing_outputs(source, tmp_path, monkeypatch):
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=10_000))
+    assert "outputs were not compared" in to_hyper_connected(source, tmp_path / "target")
+    assert torch.equal(logits(source), logits(tmp_path / "target"))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_way_back_restores_the_residual_checkpoint(model_type, tmp_path):
+    source = residual(tmp_path / "source", model_type, torch.bfloat16, shard="20KB")
+    to_hyper_connected(source, tmp_path / "target")
+    to_residual(tmp_path / "target", tmp_path / "back")
+    for shard in source.glob("*.safetensors"):
+        assert shard.read_bytes() == (tmp_path / "back" / shard.name).read_bytes()
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "back"))
+    assert before == after
+    assert not list((tmp_path / "back").glob("*.py"))
+
+    # Saved by transformers, the hyper-connections lie among the other weights.
+    AutoModelForCausalLM.from_pretrained(tmp_path / "target").save_pretrained(tmp_path / "saved")
+    to_residual(tmp_path / "saved", tmp_path / "back again")
+    assert torch.equal(logits(source), logits(tmp_path / "back again"))
+    assert set(tensors(source)) == set(tensors(tmp_path / "back again"))
+
+
+def test_one_static_stream_goes_back_also_from_a_sum(source, tmp_path):
+    to_hyper_connected(source, tmp_path / "target", num_streams=1, connection="static", stream_reduction="sum")
+    to_residual(tmp_path / "target", tmp_path / "back")
+    assert torch.equal(logits(source), logits(tmp_path / "back"))
+
+
+@pytest.mark.parametrize("name", ["layers.1.attn_hc.alpha_bias", "layers.1.attn_hc.beta_weight"])
+def test_the_way_back_is_refused_with_the_first_trained_parameter(name, source, tmp_path):
+    to_hyper_connected(source, tmp_path / "target")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    with torch.no_grad():
+        model.get_parameter(f"model.{name}").view(-1)[-1] += 0.5
+        model.get_parameter("model.layers.1.mlp_hc.beta_bias")[0] = 2
+        model.get_parameter("model.layers.0.mlp_hc.alpha_scale")[0] = 2  # without effect while alpha_weight is zero
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ConversionError, match=rf"model\.{name} differs from its initial value by up to 0\.5"):
+        to_residual(tmp_path / "trained", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_the_way_back_from_a_sum_of_streams_is_refused_with_the_way_out(source, tmp_path):
+    to_hyper_connected(source, tmp_path / "target", stream_reduction="sum")
+    with pytest.raises(ConversionError, match="stream_reduction to 'mean'"):
+        to_residual(tmp_path / "target", tmp_path / "back")
+
+
+def _edit_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _truncate(folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _drop_a_tensor(folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[0]
+    content = load_file(path)
+    content.pop(sorted(content)[0])
+    save_file(content, path, {"format": "pt"})
+
+
+def _pickle(folder: Path) -> None:
+    torch.save(tensors(folder), folder / "pytorch_model.bin")
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+
+
+BAD_SOURCES = {
+    "unsupported architecture": (lambda f: _edit_config(f, model_type="gpt2"), "model_type='gpt2'.* llama"),
+    "unsupported head": (lambda f: _edit_config(f, architectures=["LlamaForX"]), "'LlamaForX'.*LlamaForCausalLM"),
+    "hyper-connected already": (lambda f: _edit_config(f, model_type="hc_llama"), "hyper-connected already"),
+    "quantized": (lambda f: _edit_config(f, quantization_config={"quant_method": "gptq"}), "quantized.*'gptq'"),
+    "other sizes": (lambda f: _edit_config(f, intermediate_size=64), "another shape"),
+    "more layers": (lambda f: _edit_config(f, num_hidden_layers=3), "9 tensors are missing.*model.layers.2"),
+    "missing shard": (lambda f: sorted(f.glob("*.safetensors"))[-1].unlink(), "missing or damaged"),
+    "truncated shard": (_truncate, "missing or damaged"),
+    "missing tensor": (_drop_a_tensor, "not a whole checkpoint.*1 tensors are missing"),
+    "pickle": (_pickle, "save_pretrained"),
+    "adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "merge the adapter"),
+    "damaged config": (lambda f: (f / "config.json").write_text('{"model_type": "lla'), "config.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage, message", BAD_SOURCES.values(), ids=BAD_SOURCES)
+def test_a_checkpoint_that_cannot_be_converted_is_refused_untouched(damage, message, source, tmp_path):
+    damage(source)
+    before = fingerprint(source)
+    with pytest.raises(ConversionError, match=message):
+        to_hyper_connected(source, tmp_path / "target")
+    assert fingerprint(source) == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("field", [{"num_streams": 0}, {"connection": "sparse"}, {"stream_reduction": "max"}])
+def test_a_bad_field_is_refused_by_name(field, source, tmp_path):
+    with pytest.raises(StrictDataclassError, match=next(iter(field))):
+        to_hyper_connected(source, tmp_path / "target", **field)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_existing_target_is_never_overwritten(source, tmp_path):
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ConversionError, match="never overwritten"):
+        to_hyper_connected(source, tmp_path / "target")
+    assert not list((tmp_path / "target").iterdir())
+
+
+def test_a_disk_that_is_full_while_writing_leaves_nothing_behind(tmp_path):
+    source = residual(tmp_path / "source", dtype=torch.float64)
+    before = fingerprint(source)
+
+    def no_file_may_be_longer() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+    done = subprocess.run(
+        command(source, tmp_path / "target"), capture_output=True, text=True, preexec_fn=no_file_may_be_longer
+    )
+    assert done.returncode == 1
+    assert "Writing" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert fingerprint(source) == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(source, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
+    with pytest.raises(ConversionError, match="left"):
+        to_hyper_connected(source, tmp_path / "target")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_interrupted_conversion_leaves_no_target(source, tmp_path):
+    before = fingerprint(source)
+
+    def interrupt(number: signal.Signals) -> subprocess.Popen:
+        process = subprocess.Popen(command(source, tmp_path / "target"), stderr=subprocess.DEVNULL)
+        while not list(tmp_path.glob("target.converting-*/*.safetensors")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        process.wait()
+        return process
+
+    assert interrupt(signal.SIGTERM).returncode == 1
+    assert list(tmp_path.iterdir()) == [source]
+    killed = interrupt(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {"source", f"target.converting-{killed.pid}"}
+    to_hyper_connected(source, tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+    assert fingerprint(source) == before
+
+
+def test_the_command_line_states_an_error_in_one_paragraph(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # not in the process of the tests
+    monkeypatch.setattr(sys, "argv", command(source, tmp_path / "target", "--num_streams", "0")[1:])
+    with pytest.raises(SystemExit, match=r"was not converted.*num_streams"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", command(source, tmp_path / "target", "--reverse", "--num_streams", "2")[1:])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "--reverse takes no option" in capsys.readouterr().err
