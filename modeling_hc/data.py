@@ -28,7 +28,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "encodings", "__
 def stdlib_files(split: Literal["train", "validation"]) -> list[Path]:
     """Returns the source files of the running interpreter's standard library that belong to a split.
 
-    One file in twenty is held out, by a hash of its name. No two files, within or across splits, have the same content.
+    One file in twenty is held out, by a hash of its name. No two files, in one split or in both, have equal content.
     """
     return [path for path, held_out in _stdlib_files() if held_out == (split == "validation")]
 
@@ -72,9 +72,14 @@ class DataArguments:
 
 def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
     """Returns the training documents and the held-out ones (None where `validation_documents` is 0)."""
+    if args.dataset_name is not None and (args.train_files or args.validation_files):
+        raise ValueError(
+            f"Give either dataset_name or files; got dataset_name={args.dataset_name}, train_files={args.train_files} "
+            f"and validation_files={args.validation_files}."
+        )
+    if args.validation_files and not args.train_files:
+        raise ValueError(f"validation_files={args.validation_files} needs train_files.")
     if args.dataset_name is not None:
-        if args.train_files or args.validation_files:
-            raise ValueError("Give either dataset_name or train_files and validation_files, not both.")
         train = load_dataset(args.dataset_name, args.dataset_config, split=args.train_split, streaming=args.streaming)
         held_out = args.validation_split and load_dataset(
             args.dataset_name, args.dataset_config, split=args.validation_split
@@ -83,10 +88,8 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
         train = _load_files("train_files", args.train_files, args.streaming)
         held_out = args.validation_files and _load_files("validation_files", args.validation_files)
     else:
-        train, held_out = (
-            _load_files("the standard library", list(map(str, stdlib_files(split))))
-            for split in ("train", "validation")
-        )
+        train = _load_files("the standard library", list(map(str, stdlib_files("train"))), args.streaming)
+        held_out = _load_files("the standard library", list(map(str, stdlib_files("validation"))))
     for documents in filter(None, (train, held_out)):
         if documents.column_names is not None and args.text_column not in documents.column_names:
             raise ValueError(
@@ -151,8 +154,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
     if tokenizer.eos_token is None:
         raise ValueError(
-            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, save "
-            "it with save_pretrained, and give that folder."
+            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, "
+            "save it with save_pretrained, and give that folder."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -229,7 +232,7 @@ def tokenize(documents: dict[str, list], tokenizer: PreTrainedTokenizerBase, col
     """
     texts = [text or "" for text in documents[column]]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    input_ids = [ids + [tokenizer.eos_token_id] for ids in encoded]
+    input_ids = [[*ids, tokenizer.eos_token_id] for ids in encoded]
     return {
         "input_ids": input_ids,
         "num_tokens": [len(ids) for ids in input_ids],

@@ -17,6 +17,7 @@ from typing import Any
 import evaluate
 import torch
 from datasets import Dataset
+from datasets.exceptions import DatasetsError
 from run_folder import check_folder, describe_run, finish, write_json
 from safetensors import SafetensorError
 from train_arguments import ModelArguments, parse
@@ -160,7 +161,7 @@ def main() -> None:
     try:
         model_args, data_args, args = parse(sys.argv[1:])
         trainer, data = prepare(model_args, data_args, args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DatasetsError) as error:
         sys.exit(f"train.py: {error}")
     folder = Path(args.output_dir)
     run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
@@ -168,7 +169,8 @@ def main() -> None:
         write_json(folder / "run.json", run)
 
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.eval_dataset is not None and "eval_loss" not in trainer.state.log_history[-2]:
+    last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+    if trainer.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
         trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():

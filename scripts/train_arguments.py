@@ -22,8 +22,8 @@ class ModelArguments:
     hyper_connect: bool = field(
         default=False,
         metadata={
-            "help": "Give a residual checkpoint hyper-connections. Its streams are then reduced by their mean, so that "
-            "training starts from the checkpoint's exact outputs."
+            "help": "Give a residual checkpoint hyper-connections. Its streams are then reduced by their mean, so "
+            "that training starts from the checkpoint's exact outputs."
         },
     )
     config_overrides: str | None = field(
