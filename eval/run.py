@@ -179,8 +179,9 @@ def check_model(path: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # each of many kinds of broken files has its own exception
         fail(
-            f"Cannot read the configuration and the tokenizer of model {path}: {first_line(error)} Give a folder that "
-            "holds both, as save_pretrained leaves them, or the name of a model on the Hub (which needs a network)."
+            f"Model {path}: {'' if folder.is_dir() else 'there is no such folder, and not on the Hub either: '}"
+            f"{first_line(error)} Give a folder with configuration, weights and tokenizer, as save_pretrained leaves "
+            "them, or the name of a model on the Hub (which needs a network)."
         )
     if len(tokenizer) > config.vocab_size:
         fail(

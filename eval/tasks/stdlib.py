@@ -17,7 +17,7 @@ from modeling_hc.data import stdlib_files
 
 CONTEXT = 480  # characters before the cut, at most
 ENDING = 120  # characters after the cut
-ITEMS_PER_FILE = 16
+ITEMS_PER_FILE = 24
 ITEMS = 400
 
 
