@@ -8,8 +8,8 @@ Shapes: `B` batch, `S` sequence, `N` streams, `D` hidden size; streams are `[B, 
 
 Parameter names decide weight decay: the Trainer of transformers leaves out every parameter whose path contains `bias`
 or a segment `norm`, which is the paper's rule (the static part is not decayed, the dynamic part is). The paper does
-not say what holds for the two gates, which decay here like the rest of the dynamic part, nor for the norm's weight,
-which does not, like every other norm.
+not say what holds for the two gates, which decay here like the rest of the dynamic part, nor for the norm's weight
+(`norm`), which does not, like every other norm.
 """
 
 import torch
@@ -64,9 +64,11 @@ class DynamicHyperConnection(StaticHyperConnection):
 
     Args:
         num_streams, hidden_size, block_index: see `StaticHyperConnection`.
-        norm: normalises each stream over D, `nn.RMSNorm(D)` or `nn.LayerNorm(D, bias=False)`, with or without a
-            weight. The paper states no eps.
         use_tanh: False gives the paper's "W/O tanh" variant.
+        eps: of the norm over each stream; the paper states none.
+        centered: True for LayerNorm, False for RMSNorm.
+        affine: whether the norm has a weight, the parameter `norm`. (Not a module of its own: what offloads or shards
+            parameters brings back those of the module that is called.)
 
     Source: Eq. 8-14 and Algorithm 2 (`dynamic_alpha_fn`, `dynamic_alpha_scale`, `dynamic_beta_fn`,
     `dynamic_beta_scale`, `layer_norm`).
@@ -77,37 +79,39 @@ class DynamicHyperConnection(StaticHyperConnection):
         num_streams: int,
         hidden_size: int,
         block_index: int,
-        norm: nn.RMSNorm | nn.LayerNorm,
         use_tanh: bool = True,
+        eps: float = 1e-6,
+        centered: bool = False,
+        affine: bool = True,
     ) -> None:
+        self.affine = affine
         super().__init__(num_streams, hidden_size, block_index)
-        self.norm = norm
         self.use_tanh = use_tanh
+        self.eps = eps
+        self.centered = centered
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Adds W_m = W_r = W_beta = 0 (Eq. 14) and s_alpha = s_beta = 0.01 (Algorithm 2).
+        """Adds W_m = W_r = W_beta = 0 (Eq. 14), s_alpha = s_beta = 0.01 (Algorithm 2) and the norm's ones.
 
         The gates are `[1]`, not scalars: FSDP2 cannot shard a scalar.
         """
-        return super().initial_values() | {
+        values = super().initial_values() | {
             "alpha_weight": torch.zeros(1 + self.num_streams, self.hidden_size, dtype=torch.float32),
             "beta_weight": torch.zeros(self.hidden_size, dtype=torch.float32),
             "alpha_scale": torch.full((1,), 0.01, dtype=torch.float32),
             "beta_scale": torch.full((1,), 0.01, dtype=torch.float32),
         }
+        return values | {"norm": torch.ones(self.hidden_size, dtype=torch.float32)} if self.affine else values
 
     def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha `[B, S, N, 1+N]` and beta `[B, S, N]`, fp32 or wider, for streams `[B, S, N, D]`."""
-        projected = projection(
-            streams,
-            torch.cat([self.alpha_weight, self.beta_weight[None]]),
-            self.norm.weight,
-            self.norm.eps,
-            centered=isinstance(self.norm, nn.LayerNorm),
-        )
+        weight = torch.cat([self.alpha_weight, self.beta_weight[None]])
+        norm_weight = self.norm if self.affine else None
+        projected = projection(streams, weight, norm_weight, self.eps, self.centered)
         return coefficients(
             projected, self.alpha_scale, self.beta_scale, self.alpha_bias, self.beta_bias, self.use_tanh
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, use_tanh={self.use_tanh}"
+        norm = f"{'LayerNorm' if self.centered else 'RMSNorm'}, eps={self.eps}, affine={self.affine}"
+        return f"{super().extra_repr()}, use_tanh={self.use_tanh}, {norm}"

@@ -42,15 +42,15 @@ class HCDecoderLayerMixin:
         self.attn_hc = self._hyper_connection(block_index=2 * layer_idx)
         self.mlp_hc = self._hyper_connection(block_index=2 * layer_idx + 1)
 
-    def hyper_connection_norm(self) -> nn.RMSNorm | nn.LayerNorm:
-        """Returns the norm inside a dynamic hyper-connection, which follows the family (Appendix B)."""
-        return nn.RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps, dtype=torch.float32)
+    def hyper_connection_norm(self) -> dict[str, float | bool]:
+        """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
+        return {"eps": self.config.rms_norm_eps}
 
     def _hyper_connection(self, block_index: int) -> StaticHyperConnection:
         sizes = self.config.num_streams, self.config.hidden_size, block_index
         if self.config.connection == "static":
             return StaticHyperConnection(*sizes)
-        return DynamicHyperConnection(*sizes, norm=self.hyper_connection_norm(), use_tanh=self.config.use_tanh)
+        return DynamicHyperConnection(*sizes, self.config.use_tanh, **self.hyper_connection_norm())
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Runs attention and MLP, each in its hyper-connection.

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """OLMo with hyper-connections: only what differs from `transformers.models.olmo`."""
 
-from torch import nn
 from transformers import AutoModel
 from transformers.models.olmo.modeling_olmo import (
     OlmoDecoderLayer,
@@ -26,9 +25,9 @@ from .modeling_hc_common import (
 class HCOlmoDecoderLayer(HCDecoderLayerMixin, OlmoDecoderLayer):
     """An OLMo layer whose attention and MLP are hyper-connected."""
 
-    def hyper_connection_norm(self) -> nn.LayerNorm:
-        """Returns OLMo's own norm, which has no parameters; its eps is a constant upstream, too."""
-        return nn.LayerNorm(self.config.hidden_size, eps=1e-5, elementwise_affine=False)
+    def hyper_connection_norm(self) -> dict[str, float | bool]:
+        """Returns OLMo's own norm: LayerNorm without parameters, whose eps is a constant upstream, too."""
+        return {"eps": 1e-5, "centered": True, "affine": False}
 
 
 class HCOlmoPreTrainedModel(HCPreTrainedModelMixin, OlmoPreTrainedModel):
