@@ -317,17 +317,14 @@ def test_autocast_does_not_touch_the_coefficients(implementation):
     module.float()
     streams, output = draw(2, 4, 16).float().requires_grad_(), draw(2, 16, seed=1).float()
 
-    def run():
-        alpha, beta = module(streams)
-        h = implementation.depth_connection(
-            streams, output + implementation.width_connection(streams, alpha), alpha, beta
-        )
+    def run(autocast=False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            alpha, beta = module(streams)
+            block_output = output + implementation.width_connection(streams, alpha)
+            h = implementation.depth_connection(streams, block_output, alpha, beta)
         return alpha, beta, h, *torch.autograd.grad(h.square().sum(), [streams, *module.parameters()])
 
-    plain = run()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = run()
-    for want, got in zip(plain, under_autocast, strict=True):
+    for want, got in zip(run(), run(autocast=True), strict=True):
         assert torch.equal(want, got)
 
 
