@@ -111,7 +111,7 @@ def test_every_tensor_arrives_bit_for_bit_beside_the_papers_initial_values(shard
             "beta_weight": torch.zeros(32),
             "alpha_scale": torch.tensor([0.01]),  # Algorithm 2
             "beta_scale": torch.tensor([0.01]),
-            "norm.weight": torch.ones(32),
+            "norm": torch.ones(32),
         }
         for name, value in expected.items():
             assert torch.equal(added.pop(f"model.{path}.{name}"), value), (path, name)

@@ -2,5 +2,14 @@
 """Conversion: residual checkpoints to hyper-connected ones and back, and other libraries' parameter layouts."""
 
 from .checkpoints import ConversionError, to_hyper_connected, to_residual
+from .layouts import from_algorithm_2, from_lucidrains, to_algorithm_2, to_lucidrains
 
-__all__ = ["ConversionError", "to_hyper_connected", "to_residual"]
+__all__ = [
+    "ConversionError",
+    "from_algorithm_2",
+    "from_lucidrains",
+    "to_algorithm_2",
+    "to_hyper_connected",
+    "to_lucidrains",
+    "to_residual",
+]

@@ -241,12 +241,11 @@ def _is_hc(name: str) -> bool:
 
 
 def _initial_values(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns every hyper-connection parameter of a model at its initial value; norms start as ones."""
     return {
-        f"{path}.{name}": module.initial_values().get(name, torch.ones(parameter.shape))
+        f"{path}.{name}": value
         for path, module in model.named_modules()
         if isinstance(module, StaticHyperConnection)
-        for name, parameter in module.named_parameters()
+        for name, value in module.initial_values().items()
     }
 
 
@@ -288,7 +287,9 @@ def _written_whole(target: Path, checkpoint: _Checkpoint) -> Iterator[Path]:
         shutil.rmtree(stale)
     needed, free = _size(checkpoint), shutil.disk_usage(target.parent).free
     if needed > free:
-        raise ConversionError(f"{target.parent} has {free / 1e9:.2f} GB left, the target takes {needed / 1e9:.2f} GB.")
+        raise ConversionError(
+            f"{target.parent} has {free / 1e6:,.0f} MB left, the target takes {needed / 1e6:,.0f} MB."
+        )
     folder = target.with_name(f"{target.name}.converting-{os.getpid()}")
     try:
         folder.mkdir()

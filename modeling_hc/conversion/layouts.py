@@ -1,0 +1,155 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Parameter layouts of other implementations: the state of one hyper-connection, as a dict of tensors, both ways.
+
+    here                      Algorithm 2, lucidrains        note
+    alpha_bias    [N, 1+N]    static_alpha                   same
+    beta_bias     [N]         static_beta                    same
+    alpha_weight  [1+N, D]    dynamic_alpha_fn  [D, 1+N]     transposed
+    beta_weight   [D]         dynamic_beta_fn                same
+    alpha_scale   [1]         dynamic_alpha_scale            a scalar in lucidrains
+    beta_scale    [1]         dynamic_beta_scale             a scalar in lucidrains
+    norm          [D]         layer_norm.weight (and bias)   Algorithm 2: LayerNorm
+                              norm.gamma = norm - 1          lucidrains: RMSNorm
+
+Which norm it is, is no parameter: build the module as the functions say, or the same numbers mean another function.
+Static hyper-connections have the first two parameters only.
+
+Sources: Algorithm 2 of arXiv 2409.19606; `hyper_connections.HyperConnections` of the package hyper-connections 0.4.11
+(github.com/lucidrains/hyper-connections).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_STATIC = {"alpha_bias": "static_alpha", "beta_bias": "static_beta"}
+_DYNAMIC = {
+    "alpha_weight": "dynamic_alpha_fn",
+    "beta_weight": "dynamic_beta_fn",
+    "alpha_scale": "dynamic_alpha_scale",
+    "beta_scale": "dynamic_beta_scale",
+}
+
+
+def from_algorithm_2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the parameters of the paper's Algorithm 2 to those of a hyper-connection of this package.
+
+    The module to load them has `centered=True` and the eps of the original.
+
+    Args:
+        state: `static_alpha` `[N, 1+N]` and so on, see the top of this file.
+
+    Returns:
+        `alpha_bias` and so on, for `load_state_dict`.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape; or `layer_norm.bias` is not zero, which no
+            hyper-connection of this package can represent, since their norms have no bias.
+    """
+    if "layer_norm.bias" in state and state["layer_norm.bias"].any():
+        raise ValueError("layer_norm.bias is not zero, and the norms in the hyper-connections here have no bias.")
+    ours = _from(state, ("layer_norm.weight", "layer_norm.bias"))
+    return ours | ({"norm": state["layer_norm.weight"]} if "layer_norm.weight" in state else {})
+
+
+def to_algorithm_2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the parameters of a hyper-connection of this package to those of the paper's Algorithm 2.
+
+    Args:
+        state: of a static hyper-connection, or a dynamic one that is `centered`.
+
+    Returns:
+        The parameters of Algorithm 2; its LayerNorm has a weight of ones where the norm has none, and a bias of zeros.
+
+    Raises:
+        ValueError: a parameter is missing or unknown.
+    """
+    theirs = _to(state)
+    if "beta_weight" in state:
+        weight = state.get("norm", torch.ones_like(state["beta_weight"]))
+        theirs |= {"layer_norm.weight": weight, "layer_norm.bias": torch.zeros_like(weight)}
+    return theirs
+
+
+def from_lucidrains(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the parameters of lucidrains' `HyperConnections` to those of a hyper-connection of this package.
+
+    The module to load them has `eps=1e-24 / D`: the original divides by the length of a stream,
+    or by 1e-12 if that is more; the two differ for streams of about that length only.
+
+    What has no counterpart here: several input views, fractions (`num_fracs`), no write (`add_branch_out_to_residual=
+    False`), the embedding of streams, another reduction than their sum, and dropout. The original stacks the streams
+    along the batch, `(b s) ... d`.
+
+    Args:
+        state: its parameters, without those of its branch.
+
+    Returns:
+        `alpha_bias` and so on, for `load_state_dict`.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape.
+    """
+    ours = _from(state, ("norm.gamma",))
+    return ours | ({"norm": state["norm.gamma"] + 1} if "norm.gamma" in state else {})
+
+
+def to_lucidrains(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the parameters of a dynamic hyper-connection of this package to those of lucidrains' `HyperConnections`.
+
+    Args:
+        state: of a dynamic hyper-connection that is not `centered`; see `from_lucidrains` for its eps. There, a
+            static one is a dynamic one with zero dynamic weights.
+
+    Returns:
+        The parameters of `HyperConnections`.
+
+    Raises:
+        ValueError: a parameter is missing or unknown.
+    """
+    theirs = _to(state)
+    if "beta_weight" not in state:
+        raise ValueError("beta_weight is missing: lucidrains' HyperConnections are dynamic.")
+    for name in ("dynamic_alpha_scale", "dynamic_beta_scale"):
+        theirs[name] = theirs[name].reshape(())
+    return theirs | {"norm.gamma": state.get("norm", torch.ones_like(state["beta_weight"])) - 1}
+
+
+def _from(state: Mapping[str, Tensor], norm_names: tuple[str, ...]) -> dict[str, Tensor]:
+    dynamic = not set(_DYNAMIC.values()).isdisjoint(state)
+    names = _STATIC | (_DYNAMIC if dynamic else {})
+    _require(state, set(names.values()), norm_names)
+    num_streams = len(state["static_beta"])
+    shapes = {"static_alpha": (num_streams, 1 + num_streams)}
+    if dynamic:
+        hidden_size = len(state["dynamic_alpha_fn"])
+        shapes |= {"dynamic_alpha_fn": (hidden_size, 1 + num_streams), "dynamic_beta_fn": (hidden_size,)}
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(state[name].shape)}; with {num_streams} streams, one input view and no "
+                f"fractions it is {shape}."
+            )
+    ours = {name: state[theirs] for name, theirs in names.items()}
+    if dynamic:
+        ours["alpha_weight"] = ours["alpha_weight"].T.contiguous()
+        ours |= {name: ours[name].reshape(1) for name in ("alpha_scale", "beta_scale")}
+    return ours
+
+
+def _to(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    dynamic = not _DYNAMIC.keys().isdisjoint(state)
+    names = _STATIC | (_DYNAMIC if dynamic else {})
+    _require(state, set(names), ("norm",))
+    theirs = {their: state[name] for name, their in names.items()}
+    if dynamic:
+        theirs["dynamic_alpha_fn"] = theirs["dynamic_alpha_fn"].T.contiguous()
+    return theirs
+
+
+def _require(state: Mapping[str, Tensor], required: set[str], optional: tuple[str, ...]) -> None:
+    if missing := required - set(state):
+        raise ValueError(f"{min(missing)} is missing: the state of one hyper-connection has {sorted(required)}.")
+    if unknown := set(state) - required - set(optional):
+        raise ValueError(f"{min(unknown)} is not a parameter of a hyper-connection, which has {sorted(required)}.")
