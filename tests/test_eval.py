@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -145,7 +146,7 @@ def test_every_item_of_stdlib_is_a_passage_of_held_out_code_and_three_passages_t
         assert all(ending not in item["context"] for ending in item["endings"])
         assert len(set(item["endings"])) == 4 and {len(ending) for ending in item["endings"]} == {len(true)}
         assert not item["context"][-1].isspace() and true.startswith("\n")
-        assert item["context"] + true not in training
+        assert true not in training
     counts = [sum(item["label"] == label for item in items) for label in range(4)]
     assert min(counts) > 0.15 * len(items)
 
@@ -194,7 +195,24 @@ def test_no_item_is_an_example_in_its_own_prompt_whatever_splits_there_are(split
         assert prompt.count(doc["question"]) == 1
 
 
-def test_lm_eval_itself_runs_a_saved_model_where_the_package_is_absent(converted: str, tmp_path: Path) -> None:
+# What the `lm_eval` command calls; and the command itself, which first reads all of lm-eval's tasks.
+CALL = """
+import json, sys
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+manager = TaskManager(include_path=sys.argv[-1], include_defaults=False)
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+del options["--include_path"]
+options["--tasks"] = [options["--tasks"]]
+print(simple_evaluate(task_manager=manager, **{key[2:]: value for key, value in options.items()})["results"])
+"""
+COMMAND = "from lm_eval.__main__ import cli_evaluate\ncli_evaluate()"
+
+
+@pytest.mark.parametrize("code", [CALL, pytest.param(COMMAND, marks=pytest.mark.slow)], ids=["call", "command"])
+def test_lm_eval_itself_runs_a_saved_model_where_the_package_is_absent(
+    code: str, converted: str, tmp_path: Path
+) -> None:
     rows = [{"text": f"{i} and {i}", "choices": [" more", " less"], "label": 0} for i in range(4)]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "own_task.yaml").write_text(
@@ -202,11 +220,12 @@ def test_lm_eval_itself_runs_a_saved_model_where_the_package_is_absent(converted
         "output_type: multiple_choice\ntest_split: test\ntarget_delimiter: ''\n"
         "doc_to_text: text\ndoc_to_choice: choices\ndoc_to_target: label\n"
     )
-    # What the `lm_eval` command runs, in a process that cannot import the package.
-    code = "import sys; sys.modules['modeling_hc'] = None; from lm_eval.__main__ import cli_evaluate; sys.exit(cli_evaluate())"
-    arguments = f"--model hf --model_args pretrained={converted},trust_remote_code=True --tasks own_task --device cpu"
+    arguments = (
+        f"--model hf --model_args pretrained={converted},trust_remote_code=True --tasks own_task --device cpu "
+        f"--batch_size auto --include_path {tmp_path}"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments.split(), "--batch_size", "auto", "--include_path", str(tmp_path)],
+        [sys.executable, "-c", f"import sys; sys.modules['modeling_hc'] = None\n{code}", *arguments.split()],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -257,20 +276,23 @@ def test_bad_input_ends_in_a_paragraph_before_a_model_is_loaded(
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(residual: str, tmp_path: Path) -> None:
     LlamaForCausalLM(
-        LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+        LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(residual).save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match=r"320 tokens, more than the model's vocab_size of 100"):
         run.check_model(str(tmp_path))
 
 
-def test_without_a_network_the_program_ends_in_one_paragraph_that_names_the_ways_out(residual: str) -> None:
+def test_without_a_network_the_error_names_the_ways_out(residual: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit, match=r"baber/piqa.*--data FOLDER.*--tasks stdlib") as stopped:
+        run.main([residual, "--tasks", "piqa"])
+    assert len(stopped.value.code.splitlines()) == 1
+
+
+def test_the_command_fails_without_a_traceback(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, str(ROOT / "eval/run.py"), residual, "--tasks", "piqa"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        [sys.executable, str(ROOT / "eval/run.py"), str(tmp_path), "--tasks", "stdlib"], capture_output=True, text=True
     )
-    assert result.returncode != 0 and "Traceback" not in result.stderr
-    paragraph = result.stderr.strip().splitlines()[-1]
-    assert all(word in paragraph for word in ("baber/piqa", "--data", "--tasks stdlib"))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("eval/run.py: Model") and "Traceback" not in result.stderr

@@ -9,13 +9,14 @@ Scores compare only between runs on the same Python version, which decides the t
 
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from modeling_hc.data import stdlib_files
 
-CONTEXT = 480  # characters before the cut, at most
+CONTEXT = 480  # characters before the cut
 ENDING = 120  # characters after the cut
 ITEMS_PER_FILE = 24
 ITEMS = 400
@@ -27,8 +28,10 @@ def load(**_: Any) -> DatasetDict:
     Returns:
         One split, "validation": columns `context`, `endings` (four) and `label` (which of them is true, from 0).
     """
+    # Held-out files quote training files here and there.
+    trained_on = {text[m.start() : m.start() + ENDING] for text in _texts("train") for m in re.finditer("\n", text)}
     rng = random.Random(0)
-    items = [item for file in stdlib_files("validation") for item in _items(file.read_text("utf-8", "replace"), rng)]
+    items = [item for text in _texts("validation") for item in _items(text, trained_on, rng)]
     rng.shuffle(items)
     return DatasetDict(validation=Dataset.from_list(items[:ITEMS]))
 
@@ -51,14 +54,21 @@ def score(item: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, 
     }
 
 
-def _items(text: str, rng: random.Random) -> list[dict[str, Any]]:
+def _texts(split: str) -> Iterator[str]:
+    for file in stdlib_files(split):
+        yield file.read_text("utf-8", "replace")
+
+
+def _items(text: str, trained_on: set[str], rng: random.Random) -> list[dict[str, Any]]:
     """Cuts a file before line breaks that lie far enough apart for no ending to be part of another's context."""
     line_end = re.compile(r"(?<=\S)\n")
     context_of = {}
     start = CONTEXT
     while match := line_end.search(text, start, len(text) - ENDING):
         cut = match.start()
-        context_of[text[cut : cut + ENDING]] = text[cut - CONTEXT : cut]
+        ending = text[cut : cut + ENDING]
+        if ending not in trained_on and text.count(ending) == 1:
+            context_of[ending] = text[cut - CONTEXT : cut]
         start = cut + ENDING + CONTEXT
     if len(context_of) < 4:
         return []
