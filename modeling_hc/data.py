@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -80,10 +82,10 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
     if args.validation_files and not args.train_files:
         raise ValueError(f"validation_files={args.validation_files} needs train_files.")
     if args.dataset_name is not None:
-        train = load_dataset(args.dataset_name, args.dataset_config, split=args.train_split, streaming=args.streaming)
-        held_out = args.validation_split and load_dataset(
-            args.dataset_name, args.dataset_config, split=args.validation_split
-        )
+        name = f"dataset_name={args.dataset_name}, dataset_config={args.dataset_config}"
+        source = (name, args.dataset_name, args.dataset_config)
+        train = _load(*source, split=args.train_split, streaming=args.streaming)
+        held_out = args.validation_split and _load(*source, split=args.validation_split)
     elif args.train_files:
         train = _load_files("train_files", args.train_files, args.streaming)
         held_out = args.validation_files and _load_files("validation_files", args.validation_files)
@@ -91,9 +93,12 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
         train = _load_files("the standard library", list(map(str, stdlib_files("train"))), args.streaming)
         held_out = _load_files("the standard library", list(map(str, stdlib_files("validation"))))
     for documents in filter(None, (train, held_out)):
-        if documents.column_names is not None and args.text_column not in documents.column_names:
+        columns = documents.features or {}  # a stream may not know them
+        if columns and getattr(columns.get(args.text_column), "dtype", None) not in ("string", "large_string"):
             raise ValueError(
-                f"The data has no text_column={args.text_column!r}; its columns are {documents.column_names}."
+                f"The data has no text in text_column={args.text_column!r}. Its columns are: "
+                + ", ".join(f"{name} ({getattr(column, 'dtype', 'nested')})" for name, column in columns.items())
+                + "."
             )
     if held_out or args.validation_documents == 0:
         return train, held_out or None
@@ -123,10 +128,15 @@ def _load_files(name: str, patterns: list[str], streaming: bool = False) -> Docu
         raise ValueError(f"{name} mixes {' and '.join(sorted(formats))} files; give files of one format.")
     form = formats.pop()
     options = {"sample_by": "document"} if form == "text" else {}
+    label = f"{name} ({', '.join(patterns[:3])}{', ...' * (len(patterns) > 3)}) as {form}"
+    return _load(label, form, data_files=files, split="train", streaming=streaming, **options)
+
+
+def _load(name: str, *source: str | None, **options: Any) -> Documents:
     try:
-        return load_dataset(form, data_files=files, split="train", streaming=streaming, **options)
-    except DatasetsError as error:
-        raise ValueError(f"{name}: cannot read {patterns} as {form}: {error.__cause__ or error}") from error
+        return load_dataset(*source, **options)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise ValueError(f"Cannot read {name}: {error.__cause__ or error}") from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -189,36 +199,36 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def make_tokenizer(
-    name: str | None, args: DataArguments, config: PreTrainedConfig, documents: Documents, folder: Path
+    name: str | None, args: DataArguments, config: PreTrainedConfig, documents: Documents
 ) -> PreTrainedTokenizerBase:
     """Loads a tokenizer, or trains one on the documents, and checks that it fits the model.
 
     Args:
-        name: for `load_tokenizer`; None to train a byte-level BPE with the model's `vocab_size`.
+        name: for `load_tokenizer`; None to train a byte-level BPE with the model's `vocab_size`, which one process
+            does and passes to the others.
         args: for `block_size` and `text_column`.
         config: the model's.
         documents: what to train on; the first 100,000 documents are enough.
-        folder: where a trained tokenizer is left, and found again by other processes and when a run is resumed.
 
     Raises:
         ValueError: the tokenizer or the blocks are too large for the model.
     """
-    if name is None:
-        if not (folder / "tokenizer.json").exists():
-            texts = (row[args.text_column] or "" for row in documents.take(100_000))
-            train_tokenizer(texts, config.vocab_size).save_pretrained(folder)
-        name = str(folder)
-    tokenizer = load_tokenizer(name)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"The tokenizer {name} has {len(tokenizer)} tokens, more than the model's vocab_size={config.vocab_size}. "
-            f"Give another tokenizer, or from scratch a larger model vocabulary: "
-            f"config_overrides=vocab_size={-(-len(tokenizer) // 64) * 64}."
-        )
     if args.block_size > config.max_position_embeddings:
         raise ValueError(
             f"block_size={args.block_size} is longer than the model's max_position_embeddings="
             f"{config.max_position_embeddings}. Lower the one or raise the other (config_overrides)."
+        )
+    if name is not None:
+        tokenizer = load_tokenizer(name)
+    else:
+        texts = (row[args.text_column] or "" for row in documents.take(100_000))
+        trained = train_tokenizer(texts, config.vocab_size) if PartialState().is_main_process else None
+        (tokenizer,) = broadcast_object_list([trained])
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"tokenizer={name} has {len(tokenizer)} tokens, more than the model's vocab_size={config.vocab_size}. "
+            f"Give another tokenizer, or from scratch a larger model vocabulary: "
+            f"config_overrides=vocab_size={-(-len(tokenizer) // 64) * 64}."
         )
     tokenizer.model_max_length = config.max_position_embeddings
     return tokenizer

@@ -95,6 +95,7 @@ def finish(folder: Path, run: dict[str, Any], trainer: Trainer, block_size: int)
     plot_loss(history, tokens_per_step, folder / "loss.png")
     configuration = run["configuration"]
     facts = {
+        "Started from": configuration["model_name_or_path"],
         "Data": configuration["dataset_name"]
         or configuration["train_files"]
         or "the source of Python's standard library",

@@ -17,7 +17,7 @@ from typing import Any
 import evaluate
 import torch
 from datasets import Dataset
-from datasets.exceptions import DatasetsError
+from peft import LoraConfig, PeftModel, get_peft_model
 from run_folder import check_folder, describe_run, finish, write_json
 from safetensors import SafetensorError
 from train_arguments import ModelArguments, parse
@@ -47,11 +47,22 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
             f"Give either config, a recipe to train from scratch, or model_name_or_path, a checkpoint to train on "
             f"from; got config={args.config} and model_name_or_path={args.model_name_or_path}."
         )
+    if args.lora_r is not None and (args.config is not None or args.hyper_connect):
+        raise ValueError(
+            f"lora_r={args.lora_r} adapts a checkpoint that stays as it is: give model_name_or_path, without "
+            "hyper_connect; scripts/convert.py gives a residual checkpoint hyper-connections beforehand."
+        )
     if args.config is not None:
         if args.hyper_connect:
             raise ValueError("hyper_connect=true needs model_name_or_path; from scratch, name an hc recipe in config.")
         return load_recipe(args.config, **overrides)
-    values, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path)
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Cannot read model_name_or_path={args.model_name_or_path}: {' '.join(str(error).split())} It is a folder "
+            "that save_pretrained left, or a name on the Hub."
+        ) from error
     if args.hyper_connect:
         residual = values.get("model_type")
         if f"hc_{residual}" not in CONFIG_MAPPING:
@@ -106,6 +117,25 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
     return model
 
 
+def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
+    """Puts LoRA on every linear layer, and trains hyper-connections whole.
+
+    They are about as many parameters as the adapters; and those of a converted checkpoint, if they were frozen, would
+    stay the residual connections that they start as.
+    """
+    connections = {"attn_hc", "mlp_hc"} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=r,
+            lora_alpha=2 * r,
+            target_modules="all-linear",
+            modules_to_save=sorted(connections) or None,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
 def block_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Reduces the logits of a batch, before they are gathered, to [nll, correct, tokens] of each block: `[B, 3]`."""
     if not isinstance(logits, torch.Tensor):  # a mixture of experts also returns what its router did
@@ -123,12 +153,13 @@ def prepare(
     check_folder(args)
     set_seed(args.seed)
     config = model_config(model_args)
-    with args.main_process_first(desc="reading and tokenizing the data"):
+    with args.main_process_first(desc="reading the data"):
         train, held_out = load_documents(data_args)
-        tokenizer = make_tokenizer(
-            data_args.tokenizer or model_args.model_name_or_path, data_args, config, train, Path(args.output_dir)
-        )
-        model = make_model(model_args, config, tokenizer)
+    tokenizer = make_tokenizer(data_args.tokenizer or model_args.model_name_or_path, data_args, config, train)
+    model = make_model(model_args, config, tokenizer)
+    if model_args.lora_r is not None:
+        model = with_lora(model, model_args.lora_r)
+    with args.main_process_first(desc="tokenizing the data"):
         train, train_size = make_blocks(train, "training", tokenizer, data_args)
         data = {"train": train_size}
         if held_out is not None:
@@ -161,7 +192,7 @@ def main() -> None:
     try:
         model_args, data_args, args = parse(sys.argv[1:])
         trainer, data = prepare(model_args, data_args, args)
-    except (ValueError, OSError, DatasetsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     folder = Path(args.output_dir)
     run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}

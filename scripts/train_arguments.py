@@ -26,6 +26,13 @@ class ModelArguments:
             "that training starts from the checkpoint's exact outputs."
         },
     )
+    lora_r: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train LoRA adapters of this rank on every linear layer, and the hyper-connections whole, instead "
+            "of all parameters. The run folder then holds the adapter, which peft loads onto the checkpoint."
+        },
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the model to change, such as num_streams=4,connection=dynamic."}
     )

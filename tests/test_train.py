@@ -1,0 +1,324 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""scripts/train.py with the real Trainer on tiny models and real text."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from modeling_hc.data import DataArguments, load_documents, make_blocks, stdlib_files
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import train  # noqa: E402
+from train_arguments import parse  # noqa: E402
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Text, a recipe, and a YAML, relative to which everything below runs."""
+    home = tmp_path_factory.mktemp("train")
+    texts = [path.read_text(encoding="utf-8")[:1500] for path in stdlib_files("train")[:30]]
+    for name, part in (("train", texts[:24]), ("validation", [*texts[24:], "naïve café: größer, 中文"])):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    (home / "llama.json").write_text(json.dumps(LLAMA))
+    (home / "hc.json").write_text(json.dumps(LLAMA | {"model_type": "hc_llama", "num_streams": 2}))
+    return home
+
+
+def recipe(home: Path, output: str, **fields) -> list[str]:
+    """Writes the YAML of a small run with some fields changed (None takes one away) and returns the arguments."""
+    values = {
+        "config": f"{home}/llama.json",
+        "output_dir": f"{home}/{output}",
+        "train_files": [f"{home}/train*.jsonl"],
+        "validation_files": [f"{home}/validation.jsonl"],
+        "block_size": 32,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 5,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_steps": 3,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    path = home / f"{output}.yaml"
+    path.write_text(yaml.safe_dump(values | fields))
+    return [str(path)]
+
+
+def run(home: Path, output: str, *flags: str, **fields) -> Path:
+    """Trains in this process and returns the run folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *recipe(home, output, **fields), *flags])
+        train.main()
+    return home / output
+
+
+@pytest.fixture(scope="module")
+def residual(home) -> Path:
+    return run(home, "residual")
+
+
+def history(folder: Path, key: str) -> list[float]:
+    return [entry[key] for entry in json.loads((folder / "log_history.json").read_text()) if key in entry]
+
+
+def test_a_run_from_scratch_learns_and_leaves_a_whole_model_folder(residual):
+    losses = history(residual, "loss")
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.1
+    tokenizer, model = AutoTokenizer.from_pretrained(residual), AutoModelForCausalLM.from_pretrained(residual)
+    assert tokenizer.decode(tokenizer("def größer():\n\treturn 1")["input_ids"]) == "def größer():\n\treturn 1"
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length) == (0, 1, 64)
+    assert (model.config.eos_token_id, model.config.pad_token_id, model.config.bos_token_id) == (0, 1, None)
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (0, 1)
+    record = json.loads((residual / "run.json").read_text())
+    assert record["command"].startswith("python train.py")
+    assert record["tokens_seen"] == 6 * 4 * 32
+    assert record["configuration"]["learning_rate"] == 1e-2
+    assert {"modeling_hc", "python", "torch", "transformers", "accelerate", "datasets"} <= record["versions"].keys()
+    assert record["results"]["eval_loss"] == history(residual, "eval_loss")[-1]
+    assert (residual / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_metrics_equal_a_computation_from_the_text_alone(home, residual):
+    """Loss, bits per byte and accuracy, token by token in fp64, for a number of blocks that fills no last batch."""
+    tokenizer, model = AutoTokenizer.from_pretrained(residual), AutoModelForCausalLM.from_pretrained(residual).double()
+    texts = [json.loads(line)["text"] for line in (home / "validation.jsonl").read_text().splitlines()]
+    ids = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    blocks = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
+    assert len(blocks) % 5
+    nats, correct = 0.0, 0
+    for block in blocks:
+        log_probabilities = model(block[None]).logits[0].log_softmax(-1)
+        for position in range(31):
+            nats -= log_probabilities[position, block[position + 1]].item()
+            correct += log_probabilities[position].argmax().item() == block[position + 1].item()
+    loss = nats / (31 * len(blocks))
+    results = json.loads((residual / "run.json").read_text())["results"]
+    assert results["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    assert results["eval_perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert results["eval_token_accuracy"] == pytest.approx(correct / (31 * len(blocks)))
+    bits_of_all_tokens = loss / math.log(2) * len(ids)
+    assert results["eval_bits_per_byte"] == pytest.approx(bits_of_all_tokens / len("".join(texts).encode()), rel=1e-5)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_hyper_connected_checkpoint_starts_at_its_residual_parents_loss_and_trains_on(home, residual, streams):
+    folder = run(
+        home,
+        f"hyper-connected-{streams}",
+        config=None,
+        model_name_or_path=str(residual),
+        hyper_connect=True,
+        config_overrides=f"num_streams={streams},connection=dynamic",
+        eval_on_start=True,
+    )
+    losses = history(folder, "eval_loss")
+    assert losses[0] == pytest.approx(history(residual, "eval_loss")[-1], abs=1e-6)
+    assert losses[-1] < losses[0]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.num_streams, model.config.stream_reduction) == (streams, "mean")
+    card = (folder / "README.md").read_text()
+    assert "Held-out bits per byte" in card and str(residual) in card
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home):
+    fields = {
+        "config": f"{home}/hc.json",
+        "config_overrides": "attention_dropout=0.1",
+        "gradient_accumulation_steps": 2,
+    }
+    whole = run(home, "whole", **fields)
+    resumed = home / "resumed"
+    shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
+    run(home, "resumed", "--resume_from_checkpoint", "true", **fields)
+    expected, weights = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert history(resumed, "loss") == history(whole, "loss")
+
+
+def test_two_processes_under_accelerate_launch_train_what_one_process_trains(home):
+    one = run(home, "one", config=f"{home}/hc.json")
+    two = home / "two"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0", "--config_file"]
+    command += [str(ROOT / "configuration/accelerate/multi-cpu.yaml"), str(ROOT / "scripts/train.py")]
+    command += recipe(home, "two", config=f"{home}/hc.json", per_device_train_batch_size=2)
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((two / "run.json").read_text())["processes"] == 2
+    assert history(two, "loss") == pytest.approx(history(one, "loss"), rel=1e-4)
+    assert history(two, "eval_loss") == pytest.approx(history(one, "eval_loss"), rel=1e-4)
+
+
+def test_the_stock_trainer_decays_the_dynamic_part_and_not_the_static_part(home):
+    trainer, _ = train.prepare(*parse(recipe(home, "decay", config=f"{home}/hc.json")))
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    decays = {
+        names[id(parameter)]: group["weight_decay"] > 0
+        for group in trainer.create_optimizer().param_groups
+        for parameter in group["params"]
+    }
+    for layer in (0, 1):
+        for module in ("attn_hc", "mlp_hc"):
+            part = f"model.layers.{layer}.{module}"
+            assert decays[f"{part}.alpha_weight"] and decays[f"{part}.beta_weight"]
+            assert not decays[f"{part}.alpha_bias"] and not decays[f"{part}.beta_bias"]
+
+
+def test_a_mixture_of_experts_trains_with_its_routers_outputs(home):
+    experts = {"model_type": "hc_olmoe", "num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+    (home / "olmoe.json").write_text(json.dumps(LLAMA | experts))
+    folder = run(home, "olmoe", config=f"{home}/olmoe.json", max_steps=1, warmup_steps=0)
+    assert history(folder, "eval_loss")[0] == pytest.approx(math.log(320), rel=0.05)
+
+
+def test_a_stream_has_the_blocks_of_the_data_on_disk(home, residual):
+    tokenizer = AutoTokenizer.from_pretrained(residual)
+    blocks = []
+    for streaming in (False, True):
+        args = DataArguments(
+            train_files=[str(home / "train.jsonl")], streaming=streaming, block_size=32, validation_documents=0
+        )
+        documents, held_out = load_documents(args)
+        assert held_out is None
+        blocks.append([block["input_ids"] for block in make_blocks(documents, "training", tokenizer, args)[0]])
+    assert blocks[0] == blocks[1]
+    assert all(len(block) == 32 for block in blocks[0])
+
+
+def test_held_out_documents_are_not_trained_on(home):
+    args = DataArguments(train_files=[str(home / "train.jsonl")], validation_documents=5)
+    train_documents, held_out = load_documents(args)
+    texts = [json.loads(line)["text"] for line in (home / "train.jsonl").read_text().splitlines()]
+    assert sorted([*train_documents["text"], *held_out["text"]]) == sorted(texts)
+    assert len(held_out) == 5
+
+
+def test_the_default_text_is_split_without_duplicates():
+    files = {split: stdlib_files(split) for split in ("train", "validation")}
+    digests = [hashlib.md5(path.read_bytes().strip()).digest() for split in files.values() for path in split]
+    assert len(set(digests)) == len(digests) > 300
+    assert len(digests) / 40 < len(files["validation"]) < len(digests) / 10
+
+
+@pytest.fixture(scope="module")
+def broken(home) -> Path:
+    """Damaged and unfit files and checkpoints, beside the good ones."""
+    (home / "empty.txt").touch()
+    (home / "binary.txt").write_bytes(bytes(range(256)))
+    (home / "broken.parquet").write_bytes(b"PAR1" + bytes(100))
+    (home / "short.txt").write_text("x")
+    (home / "numbers.jsonl").write_text('{"text": 1}\n' * 10)
+    config = LlamaConfig(**{key: value for key, value in LLAMA.items() if key != "model_type"})
+    config.tie_word_embeddings = False
+    for name in ("missing", "misshaped", "truncated"):
+        shutil.copytree(home / "residual", home / name, ignore=shutil.ignore_patterns("checkpoint-*", "model*"))
+        config.save_pretrained(home / name)
+        tensors = AutoModelForCausalLM.from_config(config).state_dict()
+        if name == "missing":
+            del tensors["lm_head.weight"]
+        elif name == "misshaped":
+            tensors["model.norm.weight"] = torch.ones(31)
+        path = home / name / "model.safetensors"
+        save_file(tensors, path, metadata={"format": "pt"})
+        if name == "truncated":
+            path.write_bytes(path.read_bytes()[:5000])
+    return home
+
+
+def checkpoint(name: str) -> dict[str, str | None]:
+    return {"config": None, "model_name_or_path": "{home}/" + name}
+
+
+BAD_INPUT = {
+    "unknown field": ({"learning_rat": 1}, ["learning_rat", "learning_rate"]),
+    "wrong type": ({"max_steps": "many"}, ["max_steps", "many"]),
+    "value out of range": ({"warmup_steps": -1}, ["warmup_steps", "-1"]),
+    "contradiction of precisions": ({"bf16": True, "fp16": True}, ["bf16", "fp16"]),
+    "recipe and checkpoint": ({"model_name_or_path": "{home}/residual"}, ["config", "model_name_or_path"]),
+    "neither recipe nor checkpoint": ({"config": None}, ["config", "model_name_or_path"]),
+    "no such recipe": ({"config": "none.json"}, ["none.json"]),
+    "no such checkpoint": (checkpoint("none"), ["model_name_or_path", "none"]),
+    "override of an unknown field": ({"config_overrides": "num_layers=3"}, ["num_layers", "num_hidden_layers"]),
+    "hyper_connect from scratch": ({"hyper_connect": True}, ["hyper_connect", "model_name_or_path"]),
+    "two sources of data": ({"dataset_name": "x"}, ["dataset_name", "train_files"]),
+    "held-out files alone": ({"train_files": None}, ["train_files", "validation_files"]),
+    "no such dataset": (
+        {"dataset_name": "{home}/none", "train_files": None, "validation_files": None},
+        ["dataset_name", "none"],
+    ),
+    "no such file": ({"train_files": ["{home}/none*.txt"]}, ["train_files", "none*.txt"]),
+    "empty file": ({"train_files": ["{home}/empty.txt"]}, ["train_files", "empty.txt", "is empty"]),
+    "binary file": ({"train_files": ["{home}/binary.txt"]}, ["train_files", "binary.txt"]),
+    "broken parquet": ({"train_files": ["{home}/broken.parquet"]}, ["train_files", "broken.parquet"]),
+    "no such column": ({"text_column": "body"}, ["text_column", "body", "text"]),
+    "column of numbers": ({"train_files": ["{home}/numbers.jsonl"]}, ["text_column", "int64"]),
+    "all held out": ({"validation_files": None, "validation_documents": 24}, ["validation_documents", "24"]),
+    "less than a block": ({"train_files": ["{home}/short.txt"]}, ["training", "block_size=32"]),
+    "block too long": ({"block_size": 65}, ["block_size=65", "max_position_embeddings=64"]),
+    "no such tokenizer": ({"tokenizer": "{home}/none"}, ["tokenizer", "none"]),
+    "tokenizer too large": (
+        {"tokenizer": "{home}/residual", "config_overrides": "vocab_size=300"},
+        ["tokenizer", "320", "vocab_size=300", "residual"],
+    ),
+    "vocabulary too small": ({"config_overrides": "vocab_size=200"}, ["vocab_size=200", "258"]),
+    "missing tensor": (checkpoint("missing"), ["model_name_or_path", "lm_head.weight"]),
+    "tensor of another shape": (checkpoint("misshaped"), ["model_name_or_path", "model.norm.weight (31,)"]),
+    "truncated weights": (checkpoint("truncated"), ["model_name_or_path", "truncated"]),
+    "hyper-connected twice": (checkpoint("whole") | {"hyper_connect": True}, ["hyper_connect", "hc_llama", "olmo"]),
+    "folder in use": ({"output_dir": "{home}/residual"}, ["output_dir", "residual", "resume_from_checkpoint"]),
+    "nothing to resume": ({"resume_from_checkpoint": True}, ["resume_from_checkpoint", "output_dir"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_in_one_paragraph_before_anything_is_written(case, broken, residual, tmp_path):
+    fields, words = json.loads(json.dumps(BAD_INPUT[case]).replace("{home}", str(broken)))
+    before = {path: path.stat().st_mtime_ns for path in residual.rglob("*")}
+    with pytest.raises(SystemExit) as error:
+        run(broken, "bad", **fields)
+    message = error.value.code
+    assert all(word in message for word in words), message
+    assert len(message) < 900 and message.count("\n") <= 2, message
+    assert not (broken / "bad").exists()
+    assert before == {path: path.stat().st_mtime_ns for path in residual.rglob("*")}
+
+
+def test_a_wrong_command_line_exits_with_1_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "scripts/train.py", "--no_such_field", "1"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert "no_such_field" in done.stderr
+    assert "Traceback" not in done.stderr
