@@ -17,3 +17,4 @@ class TestHCLlama(FamilyContract):
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
+    compile_backend = "inductor"
