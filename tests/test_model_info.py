@@ -1,0 +1,102 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""scripts/model_info.py counts what a model costs without its memory; here that is compared with what holds for real."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling_hc.recipes import load_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "configuration" / "models"
+NAMES = ["olmo-1b", "olmo-1b-shc2", "olmo-1b-shc4", "olmo-1b-dhc4", "olmoe-10m-30m-dhc4"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/model_info.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def infos() -> dict[str, dict[str, Any]]:
+    printed = run("--json", *(f"configuration/models/{name}.json" for name in NAMES))
+    assert printed.returncode == 0, printed.stderr
+    return {info["recipe"]: info for info in json.loads(printed.stdout)}
+
+
+def test_the_products_of_a_residual_model_are_two_for_each_weight_of_a_matrix_and_its_scores_four(
+    infos: dict[str, dict[str, Any]],
+) -> None:
+    config, info = load_recipe(RECIPES / "olmo-1b.json"), infos["olmo-1b"]
+
+    # All parameters of OLMo are in matrices, and its embedding multiplies as the tied output head.
+    assert info["flops_products"] == 2 * info["parameters"]
+    positions = config.max_position_embeddings
+    assert info["flops_scores"] == 4 * positions * config.hidden_size * config.num_hidden_layers
+    assert info["flops_over_residual"] == info["parameters_over_residual"] == 0
+
+
+@pytest.mark.parametrize("streams", [2, 4])
+def test_static_hyper_connections_add_what_table_8_says_less_the_residual_additions(
+    infos: dict[str, dict[str, Any]], streams: int
+) -> None:
+    printed = {2: 0.0010e9, 4: 0.0031e9}[streams]
+    residual_additions, closing = 32 * 2048, streams * 2048
+
+    added = infos[f"olmo-1b-shc{streams}"]["flops_over_residual"] + residual_additions - closing
+
+    assert added == pytest.approx(printed, abs=0.00005e9)
+
+
+def test_dynamic_hyper_connections_add_the_projection_of_all_streams(infos: dict[str, dict[str, Any]]) -> None:
+    dynamic, static = infos["olmo-1b-dhc4"], infos["olmo-1b-shc4"]
+
+    assert dynamic["flops_products"] - static["flops_products"] == 32 * 2 * 2048 * 4 * (4 + 2)
+
+
+def test_memory_for_the_backward_pass_is_what_a_real_model_keeps(infos: dict[str, dict[str, Any]]) -> None:
+    info = infos["olmoe-10m-30m-dhc4"]
+    config = load_recipe(RECIPES / "olmoe-10m-30m-dhc4.json")
+    model = AutoModelForCausalLM.from_config(config).train()
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    tokens = torch.arange(config.max_position_embeddings)[None]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        loss = model(tokens, labels=tokens, use_cache=False).loss
+    real = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in parameters)
+    assert loss.isfinite()
+
+    counted = info["memory_bf16_copies"] + info["memory_activations_per_token"] * tokens.numel()
+    assert counted == pytest.approx(real, rel=1e-4)
+    assert info["memory_weights"] == 4 * model.num_parameters() == info["memory_adamw"] / 2
+
+
+def test_one_command_prints_tables_a_line_for_each_recipe() -> None:
+    printed = run("configuration/models/olmoe-10m-30m.json")
+
+    assert printed.returncode == 0, printed.stderr
+    assert [line.split()[0] for line in printed.stdout.splitlines() if line.startswith("olmoe")] == 3 * [
+        "olmoe-10m-30m"
+    ]
+
+
+def test_a_recipe_that_cannot_be_read_is_an_error_in_one_paragraph(tmp_path: Path) -> None:
+    recipe = tmp_path / "typo.json"
+    recipe.write_text('{"model_type": "hc_olmo", "num_stream": 4}')
+
+    printed = run(str(recipe))
+
+    assert printed.returncode == 1
+    assert "num_streams" in printed.stderr
+    assert "Traceback" not in printed.stderr

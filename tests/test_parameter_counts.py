@@ -1,0 +1,85 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The recipes of the paper's models have the paper's numbers of parameters, to the last unit.
+
+Source: Table 7 and Eq. 21, 25 of arXiv 2409.19606. The table prints billions; the exact numbers are those of the
+published architectures plus the equations, and round to the table's. For OLMoE the table leaves out the block and final
+norms of the residual model and, against the paper's text, the norm weights of the hyper-connections; here they count.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modeling_hc.recipes import load_recipe
+
+RECIPES = Path(__file__).parents[1] / "configuration" / "models"
+OLMO_1B, OLMO_7B, OLMOE = 1_176_764_416, 6_888_095_744, 6_919_161_856
+OLMOE_NORMS = 2048 * (2 * 16 + 1)
+
+
+def parameters(recipe: str) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_recipe(RECIPES / f"{recipe}.json"))
+    return model.num_parameters()
+
+
+def shc(streams: int, blocks: int) -> int:
+    """Eq. 21."""
+    return blocks * streams * (streams + 2)
+
+
+def dhc(streams: int, blocks: int, hidden_size: int, norm: int) -> int:
+    """Eq. 25."""
+    return blocks * (norm + hidden_size * (streams + 2) + streams * (streams + 2) + 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "exact", "by_equation"),
+    [
+        ("olmo-1b", 1_176_764_416, OLMO_1B),
+        ("olmo-1b-shc2", 1_176_764_672, OLMO_1B + shc(2, 32)),
+        ("olmo-1b-shc4", 1_176_765_184, OLMO_1B + shc(4, 32)),
+        ("olmo-1b-dhc1", 1_176_961_184, OLMO_1B + dhc(1, 32, 2048, 0)),
+        ("olmo-1b-dhc2", 1_177_026_880, OLMO_1B + dhc(2, 32, 2048, 0)),
+        ("olmo-1b-dhc4", 1_177_158_464, OLMO_1B + dhc(4, 32, 2048, 0)),
+        ("olmo-1b-dhc8", 1_177_422_400, OLMO_1B + dhc(8, 32, 2048, 0)),
+        ("olmo-7b", 6_888_095_744, OLMO_7B),
+        ("olmo-7b-dhc4", 6_889_670_272, OLMO_7B + dhc(4, 64, 4096, 0)),
+        ("olmoe-1b-7b", 6_919_161_856, OLMOE),
+        ("olmoe-1b-7b-dhc4", 6_919_621_440, OLMOE + dhc(4, 32, 2048, norm=2048)),
+    ],
+)
+def test_a_recipe_of_the_paper_has_its_number_of_parameters(recipe: str, exact: int, by_equation: int) -> None:
+    assert parameters(recipe) == exact == by_equation
+
+
+@pytest.mark.parametrize(
+    ("exact", "printed"),
+    [
+        (OLMO_1B, 1.17676442),
+        (OLMO_1B + shc(2, 32), 1.17676467),
+        (OLMO_1B + shc(4, 32), 1.17676518),
+        (OLMO_1B + dhc(2, 32, 2048, 0), 1.17702688),
+        (OLMO_1B + dhc(4, 32, 2048, 0), 1.17715846),
+        (OLMO_7B, 6.88809574),
+        (OLMO_7B + dhc(4, 64, 4096, 0), 6.88967027),
+        (OLMOE - OLMOE_NORMS, 6.91909427),
+        (OLMOE - OLMOE_NORMS + dhc(4, 32, 2048, norm=0), 6.91948832),
+    ],
+)
+def test_the_exact_numbers_round_to_those_of_table_7(exact: int, printed: float) -> None:
+    assert round(exact / 1e9, 8) == printed
+
+
+def test_the_recipe_of_the_family_that_nobody_asked_for_has_the_parameters_of_its_residual_parent_and_eq_25() -> None:
+    # Mistral 7B v0.1 has 7,241,732,096 parameters: https://huggingface.co/mistralai/Mistral-7B-v0.1 (safetensors).
+    assert parameters("mistral-7b-dhc4") == 7_241_732_096 + dhc(4, 64, 4096, norm=4096)
+
+
+def test_the_variants_without_tanh_differ_in_nothing_else() -> None:
+    for recipe in RECIPES.glob("*-notanh.json"):
+        bounded = load_recipe(recipe.with_name(recipe.name.replace("-notanh", ""))).to_dict()
+        assert load_recipe(recipe).to_dict() == bounded | {"use_tanh": False}
+        assert bounded["use_tanh"]
