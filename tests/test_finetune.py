@@ -1,0 +1,180 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Training on from a converted checkpoint: whole, with LoRA, and as a classifier."""
+
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from modeling_hc import HCLlamaForSequenceClassification
+from modeling_hc.conversion import to_hyper_connected
+from modeling_hc.data import train_tokenizer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TEXTS = {
+    "fruit": ["the", "apple", "and", "the", "pear", "are", "ripe", "and", "sweet", "in", "autumn"],
+    "metal": ["an", "iron", "or", "a", "copper", "bar", "was", "cast", "from", "molten", "ore"],
+}
+COMMON = ["--report_to=none", "--save_strategy=no", "--use_cpu", "--logging_steps=1", "--disable_tqdm=true"]
+
+
+def run(script: str, monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
+    """Runs a command line in this process, which saves the start of another."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPTS / script), *map(str, flags), *COMMON])
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+
+
+def write_rows(path: Path, count: int, seed: int) -> Path:
+    choose = random.Random(seed)
+    labels = [choose.choice(sorted(TEXTS)) for _ in range(count)]
+    rows = [{"text": " ".join(choose.choices(TEXTS[label], k=12)), "label": label} for label in labels]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    return write_rows(folder / "train.jsonl", 200, seed=0), write_rows(folder / "validation.jsonl", 40, seed=1)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, data) -> Path:
+    """A residual model that has been trained, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("parent") / "model"
+    tokenizer = train_tokenizer([" ".join(words) for words in TEXTS.values()], vocab_size=300)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run("train.py", monkeypatch, *on(folder, data, folder.parent / "trained"))
+    return folder.parent / "trained"
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory, parent) -> Path:
+    folder = tmp_path_factory.mktemp("twin") / "model"
+    to_hyper_connected(parent, folder)
+    return folder
+
+
+def on(model: Path, data: tuple[Path, Path], output: Path) -> list[object]:
+    """Returns the flags of a language model's training."""
+    return [
+        *("--model_name_or_path", model, "--train_files", data[0], "--validation_files", data[1]),
+        *("--block_size", 32, "--output_dir", output, "--max_steps", 20, "--learning_rate", 1e-2),
+        *("--eval_on_start", "true", "--eval_strategy", "steps", "--eval_steps", 20),
+    ]
+
+
+def losses(folder: Path, key: str = "eval_loss") -> list[float]:
+    return [entry[key] for entry in json.loads((folder / "log_history.json").read_text()) if key in entry]
+
+
+def test_a_converted_twin_trains_on_from_its_parents_loss(parent, twin, data, tmp_path, monkeypatch):
+    run("train.py", monkeypatch, *on(parent, data, tmp_path / "residual"))
+    run("train.py", monkeypatch, *on(twin, data, tmp_path / "hc"))
+    residual, hyper_connected = losses(tmp_path / "residual"), losses(tmp_path / "hc")
+    assert abs(residual[0] - losses(parent)[-1]) < 1e-6, "the parent does not train on from where it was"
+    assert abs(hyper_connected[0] - residual[0]) < 1e-6
+    assert abs(losses(tmp_path / "hc", "loss")[0] - losses(tmp_path / "residual", "loss")[0]) < 1e-6
+    assert hyper_connected[-1] < hyper_connected[0] - 0.01
+    trained, fresh = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "hc", twin))
+    for layer, before in zip(trained.model.layers, fresh.model.layers, strict=True):
+        assert not torch.equal(layer.mlp_hc.alpha_bias, before.mlp_hc.alpha_bias)
+        assert layer.mlp_hc.alpha_weight.abs().max() > 0
+
+
+def test_lora_trains_adapters_and_whole_hyper_connections_and_nothing_else(twin, data, tmp_path, monkeypatch):
+    run("train.py", monkeypatch, *on(twin, data, tmp_path / "run"), "--lora_r", 4)
+    first, *_, last = losses(tmp_path / "run")
+    assert last < first - 0.01
+
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    base = AutoModelForCausalLM.from_pretrained(twin)
+    saved = {name.removeprefix("base_model.model.") for name in adapter}
+    connections = {name for name, _ in base.named_parameters() if "_hc." in name}
+    adapted = {
+        f"{name}.lora_{side}.weight"
+        for name, module in base.model.named_modules(prefix="model")
+        if isinstance(module, torch.nn.Linear)
+        for side in "AB"
+    }
+    assert saved == connections | adapted
+
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "run")("an iron apple", return_tensors="pt").input_ids
+    loaded = PeftModel.from_pretrained(base, tmp_path / "run").eval()
+    expected = loaded(tokens).logits
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, AutoModelForCausalLM.from_pretrained(twin)(tokens).logits, atol=1e-2)
+
+
+def test_lora_is_refused_where_there_is_no_checkpoint_to_adapt(parent, data, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"lora_r=4 .* scripts/convert.py"):
+        run("train.py", monkeypatch, *on(parent, data, tmp_path / "run"), "--lora_r", 4, "--hyper_connect", "true")
+
+
+def classify(model: Path, data: tuple[Path, Path], output: Path) -> list[object]:
+    return [
+        *("--model_name_or_path", model, "--train_files", data[0], "--validation_files", data[1]),
+        *("--output_dir", output, "--max_steps", 30, "--learning_rate", 3e-3, "--per_device_train_batch_size", 16),
+    ]
+
+
+def test_a_converted_model_learns_to_classify_and_is_scored_as_scikit_learn_scores(twin, data, tmp_path, monkeypatch):
+    run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "run"))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+    model = HCLlamaForSequenceClassification.from_pretrained(tmp_path / "run").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    rows = [json.loads(line) for line in data[1].read_text().splitlines()]
+    with torch.no_grad():
+        scores = [model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax().item() for row in rows]
+    predicted = [model.config.id2label[score] for score in scores]
+    labels = [row["label"] for row in rows]
+    assert metrics["eval_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics["eval_macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert metrics["eval_accuracy"] > 0.9
+    assert (tmp_path / "run" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--label_column", "class"], "no column 'class'"),
+        (["--train_files", "nowhere.csv"], "files that exist"),
+        (["--max_lenght", "3"], "max_lenght"),
+    ],
+)
+def test_a_classifier_run_refuses_bad_input(flags, message, twin, data, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=message):
+        run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "run"), *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_training_never_showed_is_refused(twin, data, tmp_path, monkeypatch):
+    other = tmp_path / "validation.csv"
+    other.write_text("text,label\nthe oak,wood\n")
+    with pytest.raises(SystemExit, match="label 'wood'"):
+        run("finetune_classifier.py", monkeypatch, *classify(twin, (data[0], other), tmp_path / "run"))
