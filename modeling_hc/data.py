@@ -140,7 +140,7 @@ def _load(name: str, *source: str | None, **options: Any) -> Documents:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer that ends documents and can pad.
+    """Loads a tokenizer that ends documents.
 
     Args:
         name: a Hub name, a folder, or a tokenizer.json file. Such a file does not say which token is which: its end of
@@ -167,8 +167,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, "
             "save it with save_pretrained, and give that folder."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.pad_token = None  # an embedding does not train the row of its padding, and must that of the end
     return tokenizer
 
 

@@ -23,26 +23,38 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def check_folder(args: TrainingArguments) -> None:
-    """Refuses a folder that holds something, unless a run in it is to be resumed; finds what to resume from."""
+def check_folder(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
+    """Refuses a folder that holds something, unless it is the same run to be resumed; finds what to resume from.
+
+    Raises:
+        ValueError: the folder is in use, has nothing to resume, or holds a run of another model or on other data.
+    """
     folder = Path(args.output_dir)
     resume = str(args.resume_from_checkpoint or "false")
-    if resume.lower() == "false":
-        args.resume_from_checkpoint = None
-        if args.process_index == 0 and folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"output_dir={args.output_dir} is not empty. Choose another, delete it, or resume the run in it with "
-                "resume_from_checkpoint=true."
-            )
-        return
     if resume.lower() == "true":
         resume = get_last_checkpoint(folder) if folder.exists() else None
-    if resume is None or not Path(resume).is_dir():
+    elif resume.lower() == "false":
+        resume = ""
+    if resume is None or (resume and not Path(resume).is_dir()):
         raise ValueError(
             f"resume_from_checkpoint={args.resume_from_checkpoint} finds no checkpoint in output_dir="
             f"{args.output_dir}. Leave it out to start a new run."
         )
-    args.resume_from_checkpoint = resume
+    args.resume_from_checkpoint = resume or None
+    own = resume and Path(resume).resolve().parent == folder.resolve()
+    if args.process_index == 0 and not own and folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"output_dir={args.output_dir} is not empty. Choose another, delete it, or resume the run in it with "
+            "resume_from_checkpoint=true."
+        )
+    if own and (folder / "run.json").exists():
+        recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["configuration"]
+        for name, value in (asdict(model_args) | asdict(data_args)).items():
+            if name in recorded and recorded[name] != value:
+                raise ValueError(
+                    f"The run in output_dir={args.output_dir} was started with {name}={recorded[name]} and cannot be "
+                    f"resumed with {name}={value}. Give the same value, or choose another output_dir."
+                )
 
 
 def describe_run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:

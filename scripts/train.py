@@ -88,9 +88,7 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
     """Builds the model, or loads it in fp32 and makes sure that the checkpoint has all of it."""
     if args.config is not None:
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        # A padding index freezes that row of the embedding: never that of the end of text.
-        shared = tokenizer.pad_token_id == tokenizer.eos_token_id
-        config.pad_token_id = None if shared else tokenizer.pad_token_id
+        config.pad_token_id = tokenizer.pad_token_id
         return AutoModelForCausalLM.from_config(config)
     name = args.model_name_or_path
     try:
@@ -150,7 +148,7 @@ def prepare(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
 ) -> tuple[Trainer, dict[str, Any]]:
     """Does all that can fail on bad input. Returns the trainer and a description of the data."""
-    check_folder(args)
+    check_folder(model_args, data_args, args)
     set_seed(args.seed)
     config = model_config(model_args)
     with args.main_process_first(desc="reading the data"):
@@ -192,7 +190,7 @@ def main() -> None:
     try:
         model_args, data_args, args = parse(sys.argv[1:])
         trainer, data = prepare(model_args, data_args, args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"train.py: {error}")
     folder = Path(args.output_dir)
     run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
