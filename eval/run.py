@@ -6,13 +6,15 @@
 Prints a table with a column for each model, in which every model after the first also has its difference to the first;
 adds the results to the model card in each model's folder; and writes, where asked for, a JSON file:
 
-    models       [{"name": str, "path": str}], in the order given; the first is what the others are compared with
+    models       [{"name": str, "path": str, "num_parameters": int, "dtype": str}], in the order given; the first is
+                 what the others are compared with
     results      {task or group: {metric: {model name: {"value": float, "stderr": float or null}}}}
     tasks        {task: {"version", "num_fewshot": int, "num_items": int, "higher_is_better": {metric: bool},
                  "config": lm-eval's, with the prompts and the data set}}
     samples      only with --log_samples: {task: {model name: [{"doc_id": int, "target": any, "responses": list,
                  metric: value}]}}; the responses to a multiple-choice item are [log-likelihood, is_greedy] by choice
-    environment  versions of Python and the libraries; "device", "dtype", "batch_size", as they were used
+    environment  {"python", "lm_eval", "torch", "transformers", "datasets", "modeling_hc": version, "device": str,
+                 "batch_size": int or "auto"}
     command      str
 """
 
@@ -81,7 +83,15 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     report = {
-        "models": [{"name": name, "path": path} for name, path in zip(names, args.models, strict=True)],
+        "models": [
+            {
+                "name": name,
+                "path": path,
+                "num_parameters": outputs[name]["config"]["model_num_parameters"],
+                "dtype": str(outputs[name]["config"]["model_dtype"]),
+            }
+            for name, path in zip(names, args.models, strict=True)
+        ],
         "results": merge_results(outputs),
         "tasks": describe_tasks(outputs[names[0]]),
         **({"samples": merge_samples(outputs)} if args.log_samples else {}),
@@ -89,14 +99,15 @@ def main(arguments: list[str] | None = None) -> None:
             "python": platform.python_version(),
             **{package: version(package) for package in ("lm_eval", "torch", "transformers", "datasets")},
             "modeling_hc": modeling_hc.__version__,
-            **{key: str(value) for key, value in vars(args).items() if key in ("device", "dtype")},
+            "device": args.device,
             "batch_size": batch_size,
         },
         "command": shlex.join(sys.argv if arguments is None else ["eval/run.py", *arguments]),
     }
     print("\n" + table(report))
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1, default=str) + "\n")
+        with args.output.open("x") as file:
+            json.dump(report, file, indent=1, default=str)
         print(f"Results: {args.output}")
     for name, path in zip(names, args.models, strict=True):
         if add_evaluation(path, card_results(report, name, args.limit)):
@@ -116,7 +127,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", required=True, help="`paper`, `stdlib`, or any task or group of lm-eval")
     parser.add_argument("--num_fewshot", type=at_least(0), help="examples before each item (default: the task's own)")
     parser.add_argument("--limit", type=at_least(1), help="evaluate the first LIMIT items of each task only")
-    parser.add_argument("--batch_size", type=batch_size, default="auto", help="a number, or auto (default)")
+    parser.add_argument("--batch_size", type=size_or_auto, default="auto", help="a number, or auto (default)")
     parser.add_argument("--data", type=Path, help="folder of local data sets, one sub-folder for each task")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--log_samples", action="store_true", help="write every item's scores to the JSON file too")
@@ -136,7 +147,7 @@ def at_least(minimum: int) -> Any:
     return number
 
 
-def batch_size(text: str) -> int | str:
+def size_or_auto(text: str) -> int | str:
     """Parses `auto` or a number."""
     return text if text == "auto" else at_least(1)(text)
 
@@ -183,10 +194,11 @@ def check_model(path: str) -> None:
             f"{first_line(error)} Give a folder with configuration, weights and tokenizer, as save_pretrained leaves "
             "them, or the name of a model on the Hub (which needs a network)."
         )
-    if len(tokenizer) > config.vocab_size:
+    vocab_size = config.get_text_config().vocab_size
+    if tokenizer.vocab_size > vocab_size:
         fail(
-            f"The tokenizer of model {path} has {len(tokenizer)} tokens, more than the model's vocab_size of "
-            f"{config.vocab_size}: they do not belong together. Save the tokenizer that the model was trained with."
+            f"The tokenizer of model {path} has {tokenizer.vocab_size} tokens, more than the model's vocab_size of "
+            f"{vocab_size}: they do not belong together. Save the tokenizer that the model was trained with."
         )
 
 
@@ -318,17 +330,19 @@ def describe_tasks(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Returns the results as a Markdown table: value, standard error, and the difference to the first model."""
+    """Returns the results as a Markdown table: value ± standard error (difference to the first); arrows: better."""
     names = [model["name"] for model in report["models"]]
     rows = []
     for task, metrics in report["results"].items():
+        higher_is_better = report["tasks"].get(task, {}).get("higher_is_better", {})
         for metric, values in metrics.items():
+            arrow = {True: " ↑", False: " ↓"}.get(higher_is_better.get(metric), "")
             cells = []
             for name in names:
                 value, stderr = values[name]["value"], values[name]["stderr"]
                 cell = f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr is not None else "")
                 cells.append(cell if name == names[0] else f"{cell} ({value - values[names[0]]['value']:+.4f})")
-            rows.append([task, metric, *cells])
+            rows.append([task, metric + arrow, *cells])
     return MarkdownTableWriter(headers=["task", "metric", *names], value_matrix=rows, margin=1).dumps()
 
 

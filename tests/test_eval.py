@@ -83,7 +83,9 @@ def test_a_converted_model_scores_as_its_residual_parent_item_by_item(report: di
 
 
 def test_the_report_has_the_documented_layout(report: dict[str, Any], residual: str, converted: str) -> None:
-    assert report["models"] == [{"name": "residual", "path": residual}, {"name": "hc", "path": converted}]
+    models = [(model["name"], model["path"], model["dtype"]) for model in report["models"]]
+    assert models == [("residual", residual, "torch.float32"), ("hc", converted, "torch.float32")]
+    assert report["models"][0]["num_parameters"] == LlamaForCausalLM.from_pretrained(residual).num_parameters()
     assert set(report["results"]["stdlib"]) == {"acc", "bits_per_byte"}
     assert set(report["results"]["stdlib"]["acc"]["hc"]) == {"value", "stderr"}
     task = report["tasks"]["stdlib"]
@@ -163,7 +165,7 @@ def test_real_benchmarks_run_from_local_files(
         assert set(report["results"][task]) == {"acc", "acc_norm"}
         assert report["tasks"][task]["num_fewshot"] == num_fewshot
         assert report["samples"][task]["residual"] == report["samples"][task]["hc"]
-    assert "| hellaswag     | acc_norm |" in capsys.readouterr().out
+    assert "| hellaswag     | acc_norm ↑ |" in capsys.readouterr().out
 
 
 def _prompts(data: Path, name: str, num_fewshot: int) -> list[tuple[dict[str, Any], str]]:
