@@ -85,6 +85,13 @@ class HCPreTrainedModelMixin:
 
     _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Upstream's, told that this is no custom code, which it does not trust to spare what is loaded already.
+
+        It passes over a module of custom code that has no parameters of its own, such as a decoder layer.
+        """
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Upstream's initialisation, then the paper's: Eq. 14, and the std of the output projections (Section 4)."""

@@ -177,7 +177,7 @@ def saved_for_backward(config: PreTrainedConfig) -> tuple[int, int]:
 
             tokens = torch.zeros(batch_size, length, dtype=torch.long)
             with saved_tensors_hooks(save, lambda tensor: tensor), torch.autocast("cpu", dtype=torch.bfloat16):
-                # With a cache, upstream does not look into the positions, which have no values here, for packed documents.
+                # With a cache, upstream does not look for packed documents in the positions, which have no values.
                 loss = model(tokens, labels=tokens, use_cache=True).loss
             kept.append(sum(storage.nbytes() for key, storage in storages.items() if key not in parameters))
             del loss

@@ -2,8 +2,8 @@
 """The recipes of the paper's models have the paper's numbers of parameters, to the last unit.
 
 Source: Table 7 and Eq. 21, 25 of arXiv 2409.19606. The table prints billions; the exact numbers are those of the
-published architectures plus the equations, and round to the table's. For OLMoE the table leaves out the block and final
-norms of the residual model and, against the paper's text, the norm weights of the hyper-connections; here they count.
+published architectures plus the equations, and round to the table's. For OLMoE the table leaves out the block and
+final norms of the residual model and, against the paper's text, the norm weights of the hyper-connections.
 """
 
 from pathlib import Path
