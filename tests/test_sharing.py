@@ -1,0 +1,130 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""A saved folder is all that another machine needs: no package, no Triton, from a folder or from the Hub's cache."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import test_modeling_hc_llama
+import test_modeling_hc_mistral
+import test_modeling_hc_olmo
+import test_modeling_hc_olmoe
+import torch
+import transformers
+from contract import FamilyContract
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FAMILIES = {
+    "llama": test_modeling_hc_llama.TestHCLlama,
+    "mistral": test_modeling_hc_mistral.TestHCMistral,
+    "olmo": test_modeling_hc_olmo.TestHCOlmo,
+    "olmoe": test_modeling_hc_olmoe.TestHCOlmoe,
+}
+TOKENS = torch.arange(5, 15)[None]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# Loads models with every Auto class that their folders name, notes the outputs, and saves each again.
+STRANGER = """
+import sys
+sys.modules.update(modeling_hc=None, triton=None)  # an import of either raises ModuleNotFoundError
+import torch, transformers
+outputs = {}
+for name in sys.argv[1:]:
+    for auto_class in transformers.AutoConfig.from_pretrained(name, trust_remote_code=True).auto_map:
+        if auto_class == "AutoConfig":
+            continue
+        torch.manual_seed(0)  # a head that the checkpoint lacks starts at random
+        model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        outputs[model.config.model_type, auto_class] = model(torch.arange(5, 15)[None])[0].detach()
+        model.save_pretrained(f"{model.config.model_type}/{auto_class}")
+torch.save(outputs, "outputs.pt")
+"""
+
+Outputs = dict[tuple[str, str], Tensor]  # by model type and Auto class
+
+
+def as_a_stranger(names: list[str], out: Path, home: Path) -> Outputs:
+    """Runs `STRANGER` in a fresh process in the folder `out`, with the given Hub cache."""
+    out.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))}
+    environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, *names], cwd=out, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(out / "outputs.pt")
+
+
+def put_into_hub_cache(folder: Path, home: Path, name: str) -> None:
+    """Lays a folder out as `huggingface_hub` does after downloading it from the repository `name`."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / COMMIT
+    for part in (repository / "refs", repository / "blobs", snapshot):
+        part.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for file in folder.iterdir():
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(blob)
+
+
+def save_with_expected_outputs(family: type[FamilyContract], folder: Path) -> Outputs:
+    family().trained().save_pretrained(folder)
+    expected = {}
+    for auto_class in family().heads:
+        torch.manual_seed(0)
+        model = getattr(transformers, auto_class).from_pretrained(folder)
+        expected[family.config_class.model_type, auto_class] = model(TOKENS)[0].detach()
+    return expected
+
+
+def assert_equal(actual: Outputs, expected: Outputs) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("source", ["a local folder", "the Hub's cache"])
+def test_saved_models_load_where_the_package_and_triton_are_absent(tmp_path: Path, source: str) -> None:
+    names, expected = [], {}
+    for family, contract in FAMILIES.items():
+        expected |= save_with_expected_outputs(contract, tmp_path / family)
+        names.append(f"somebody/{family}.v1" if source == "the Hub's cache" else str(tmp_path / family))
+        if source == "the Hub's cache":
+            put_into_hub_cache(tmp_path / family, tmp_path / "home", names[-1])
+
+    assert_equal(as_a_stranger(names, tmp_path / "first", tmp_path / "home"), expected)
+
+    # What a stranger saves, the next stranger loads.
+    saved_again = [str(folder) for folder in (tmp_path / "first").glob("*/AutoModelForCausalLM")]
+    assert_equal(as_a_stranger(saved_again, tmp_path / "second", tmp_path / "another home"), expected)
+
+
+def test_the_package_and_trust_remote_code_go_together(tmp_path: Path) -> None:
+    model = FAMILIES["llama"]().trained()
+    model.save_pretrained(tmp_path / "saved")
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+
+    assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_folder_names_a_class_for_every_auto_class_and_holds_its_file(tmp_path: Path, family: str) -> None:
+    FAMILIES[family]().trained().save_pretrained(tmp_path)
+
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+
+    assert auto_map == FAMILIES[family].config_class.auto_classes
+    assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= auto_map.keys()
+    for path in auto_map.values():
+        assert (tmp_path / f"{path.partition('.')[0]}.py").is_file()
+    assert type(AutoConfig.from_pretrained(tmp_path)) is FAMILIES[family].config_class
