@@ -100,7 +100,8 @@ def test_a_run_from_scratch_learns_and_leaves_a_whole_model_folder(residual):
     assert tokenizer.decode(tokenizer("def größer():\n\treturn 1")["input_ids"]) == "def größer():\n\treturn 1"
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length) == (0, 1, 64)
     assert (model.config.eos_token_id, model.config.pad_token_id, model.config.bos_token_id) == (0, 1, None)
-    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (0, 1)
+    assert model.generation_config.eos_token_id in (0, [0])  # the Trainer of older transformers makes it a list
+    assert model.generation_config.pad_token_id == 1
     record = json.loads((residual / "run.json").read_text())
     assert record["command"].startswith("python train.py")
     assert record["tokens_seen"] == 6 * 4 * 32
