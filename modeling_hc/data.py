@@ -3,7 +3,7 @@
 
 import hashlib
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
@@ -93,12 +93,11 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
         train = _load_files("the standard library", list(map(str, stdlib_files("train"))), args.streaming)
         held_out = _load_files("the standard library", list(map(str, stdlib_files("validation"))))
     for documents in filter(None, (train, held_out)):
-        columns = documents.features or {}  # a stream may not know them
-        if columns and getattr(columns.get(args.text_column), "dtype", None) not in ("string", "large_string"):
+        row = next(iter(documents), {})
+        if not isinstance(row.get(args.text_column, 0), str | None):
+            columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
             raise ValueError(
-                f"The data has no text in text_column={args.text_column!r}. Its columns are: "
-                + ", ".join(f"{name} ({getattr(column, 'dtype', 'nested')})" for name, column in columns.items())
-                + "."
+                f"The data has no text in text_column={args.text_column!r}. Its columns are: {columns or 'none'}."
             )
     if held_out or args.validation_documents == 0:
         return train, held_out or None
@@ -264,28 +263,23 @@ def make_blocks(
     documents: Documents, name: str, tokenizer: PreTrainedTokenizerBase, args: DataArguments
 ) -> tuple[Documents, dict[str, int]]:
     """Tokenizes and packs documents. Returns the blocks, and for data on disk its size in documents, tokens, bytes."""
-    stream = not isinstance(documents, Dataset)
-    options = {} if stream else {"num_proc": args.preprocessing_num_workers}
-    tokenized = documents.map(
-        tokenize,
-        batched=True,
-        remove_columns=documents.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "column": args.text_column},
-        **options if stream else options | {"desc": f"Tokenizing {name} documents"},
+
+    def mapped(data: Documents, column: str, function: Callable, step: str, **kwargs: Any) -> Documents:
+        on_disk = {"num_proc": args.preprocessing_num_workers, "desc": f"{step} {name} text"}
+        options = on_disk if isinstance(data, Dataset) else {}
+        data = data.select_columns(column)
+        return data.map(function, batched=True, remove_columns=[column], fn_kwargs=kwargs, **options)
+
+    tokenized = mapped(
+        documents, args.text_column, tokenize, "Tokenizing", tokenizer=tokenizer, column=args.text_column
     )
-    blocks = tokenized.map(
-        pack,
-        batched=True,
-        remove_columns=["input_ids", "num_tokens", "num_bytes"],
-        fn_kwargs={"block_size": args.block_size},
-        **options if stream else options | {"desc": f"Packing {name} blocks"},
-    )
+    blocks = mapped(tokenized, "input_ids", pack, "Packing", block_size=args.block_size)
     if next(iter(blocks), None) is None:
         raise ValueError(
             f"The {name} data is shorter than one block of block_size={args.block_size} tokens. Lower block_size, or "
             "give more text."
         )
-    if stream:
+    if not isinstance(blocks, Dataset):
         return blocks, {}
     sizes = {column: sum(tokenized[f"num_{column}"]) for column in ("tokens", "bytes")}
     return blocks, {"documents": len(documents), **sizes, "blocks": len(blocks)}

@@ -289,7 +289,7 @@ BAD_INPUT = {
     "binary file": ({"train_files": ["{home}/binary.txt"]}, ["train_files", "binary.txt"]),
     "broken parquet": ({"train_files": ["{home}/broken.parquet"]}, ["train_files", "broken.parquet"]),
     "no such column": ({"text_column": "body"}, ["text_column", "body", "text"]),
-    "column of numbers": ({"train_files": ["{home}/numbers.jsonl"]}, ["text_column", "int64"]),
+    "column of numbers": ({"train_files": ["{home}/numbers.jsonl"]}, ["text_column", "text (int)"]),
     "all held out": ({"validation_files": None, "validation_documents": 24}, ["validation_documents", "24"]),
     "less than a block": ({"train_files": ["{home}/short.txt"]}, ["training", "block_size=32"]),
     "block too long": ({"block_size": 65}, ["block_size=65", "max_position_embeddings=64"]),
