@@ -135,4 +135,4 @@ def test_upstream_cannot_generate_with_the_load_balancing_loss() -> None:
     model = residual("Olmoe", output_router_logits=True)
 
     with pytest.raises(RuntimeError):
-        model.generate(torch.full((2, 4), 5), max_new_tokens=3, eos_token_id=None)
+        model.generate(torch.tensor([[0, 5, 5], [5, 5, 5]]), max_new_tokens=3, eos_token_id=None)
