@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from modeling_hc.conversion import ConversionError, to_hyper_connected, to_residual
+from modeling_hc.conversion import to_hyper_connected, to_residual
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     try:
         verified = convert(**arguments)
-    except (ConversionError, StrictDataclassError) as error:
+    except (ValueError, StrictDataclassError) as error:
         sys.exit(f"{arguments['source']} was not converted. {error}")
     except (OSError, SafetensorError) as error:
         sys.exit(f"Writing {arguments['target']} failed, and what was written of it is removed: {error}")
