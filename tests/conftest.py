@@ -14,3 +14,18 @@ pytest.register_assert_rewrite("contract")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the marks that upstream's shared model tests carry."""
+    for mark in (
+        "accelerate_tests",
+        "flash_attn_test",
+        "flash_attn_3_test",
+        "flash_attn_4_test",
+        "flash_attn_all_test",
+        "generate",
+        "torch_compile_test",
+        "torch_export_test",
+    ):
+        config.addinivalue_line("markers", f"{mark}: of upstream's tests")
