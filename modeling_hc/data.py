@@ -207,7 +207,7 @@ def make_tokenizer(
             does and passes to the others.
         args: for `block_size` and `text_column`.
         config: the model's.
-        documents: what to train on; the first 100,000 documents are enough.
+        documents: what to train on; the first 10,000 documents are enough.
 
     Raises:
         ValueError: the tokenizer or the blocks are too large for the model.
@@ -220,7 +220,7 @@ def make_tokenizer(
     if name is not None:
         tokenizer = load_tokenizer(name)
     else:
-        texts = (row[args.text_column] or "" for row in documents.take(100_000))
+        texts = (row[args.text_column] or "" for row in documents.take(10_000))
         trained = train_tokenizer(texts, config.vocab_size) if PartialState().is_main_process else None
         (tokenizer,) = broadcast_object_list([trained])
     if len(tokenizer) > config.vocab_size:
@@ -264,11 +264,11 @@ def make_blocks(
 ) -> tuple[Documents, dict[str, int]]:
     """Tokenizes and packs documents. Returns the blocks, and for data on disk its size in documents, tokens, bytes."""
 
-    def mapped(data: Documents, column: str, function: Callable, step: str, **kwargs: Any) -> Documents:
+    def mapped(data: Documents, source: str, function: Callable, step: str, **kwargs: Any) -> Documents:
         on_disk = {"num_proc": args.preprocessing_num_workers, "desc": f"{step} {name} text"}
         options = on_disk if isinstance(data, Dataset) else {}
-        data = data.select_columns(column)
-        return data.map(function, batched=True, remove_columns=[column], fn_kwargs=kwargs, **options)
+        data = data.select_columns(source)
+        return data.map(function, batched=True, remove_columns=[source], fn_kwargs=kwargs, **options)
 
     tokenized = mapped(
         documents, args.text_column, tokenize, "Tokenizing", tokenizer=tokenizer, column=args.text_column
