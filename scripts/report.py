@@ -98,7 +98,7 @@ def _rows(
         ("Held-out bits per byte", [f"{x:.4f}" for x in bits], _difference(bits, ".4f")),
         ("Held-out token accuracy", [f"{x:.2%}" for x in token_accuracies], _points(token_accuracies)),
         (
-            "lm-eval stdlib accuracy ± standard error (chance is 25 %)",
+            "lm-eval stdlib accuracy (chance 25%) ± standard error",
             [f"{accuracy['value']:.2%} ± {accuracy['stderr']:.2%}" for accuracy in accuracies],
             _points([accuracy["value"] for accuracy in accuracies]),
         ),

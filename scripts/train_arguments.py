@@ -2,6 +2,7 @@
 """The fields of scripts/train.py, and how they are read and checked."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -68,4 +69,10 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
         name = unknown[0].lstrip("-").partition("=")[0]
         known = [action.dest for action in parser._actions]
         raise ValueError(f"There is no field {name!r}{suggestion(name, known)}. --help lists every field.")
+    started, used = int(os.environ.get("WORLD_SIZE", 1)), arguments[-1].world_size
+    if started != used:
+        raise ValueError(
+            f"{started} processes were launched, but transformers finds {used}: there is no accelerator for each, and "
+            "they would all train the same by themselves. To share the work on a CPU add --use_cpu true."
+        )
     return tuple(arguments)

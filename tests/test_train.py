@@ -167,7 +167,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home):
     whole = run(home, "whole", **fields)
     resumed = home / "resumed"
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
+    written = (resumed / "checkpoint-3/model.safetensors").stat().st_mtime_ns
     run(home, "resumed", "--resume_from_checkpoint", "true", **fields)
+    assert (resumed / "checkpoint-3/model.safetensors").stat().st_mtime_ns == written  # or it would have started anew
     expected, weights = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert expected.keys() == weights.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -185,6 +187,14 @@ def test_two_processes_under_accelerate_launch_train_what_one_process_trains(hom
     assert json.loads((two / "run.json").read_text())["processes"] == 2
     assert history(two, "loss") == pytest.approx(history(one, "loss"), rel=1e-4)
     assert history(two, "eval_loss") == pytest.approx(history(one, "eval_loss"), rel=1e-4)
+
+
+def test_processes_that_would_each_train_alone_are_refused(home, monkeypatch):
+    monkeypatch.setenv(
+        "WORLD_SIZE", "2"
+    )  # by `accelerate launch`
+    with pytest.raises(ValueError, match="2 processes were launched, but transformers finds 1"):
+        parse(recipe(home, "alone", use_cpu=False))
 
 
 def test_the_stock_trainer_decays_the_dynamic_part_and_not_the_static_part(home):
