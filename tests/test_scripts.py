@@ -1,0 +1,63 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The command lines that send a model to the Hub and let models write."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import test_modeling_hc_llama
+from contract import tiny_tokenizer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "saved"
+    test_modeling_hc_llama.TestHCLlama().trained().save_pretrained(folder, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True)
+
+
+def test_what_would_be_uploaded_is_the_whole_model_without_the_training_state(saved: Path) -> None:
+    for name in ("optimizer.pt", "training_args.bin", ".secret"):
+        (saved / name).write_text("not for sharing")
+    (saved / "checkpoint-5").mkdir()
+
+    done = run("push_to_hub.py", saved, "somebody/model", "--dry_run")
+
+    assert done.returncode == 0, done.stderr
+    listed = {line.split()[-1] for line in done.stdout.splitlines() if " bytes  " in line} - {"all"}
+    private = {"optimizer.pt", "training_args.bin", ".secret", "checkpoint-5"}
+    assert listed == {file.name for file in saved.iterdir()} - private
+    assert {"README.md", "config.json", "modeling_hc_llama.py", "tokenizer.json"} < listed
+    assert "license" in done.stdout
+
+
+def test_nothing_is_uploaded_from_an_incomplete_folder_or_without_a_token(saved: Path, tmp_path: Path) -> None:
+    without_token = run("push_to_hub.py", saved, "somebody/model", HF_HOME=str(tmp_path / "home"))
+    next(saved.glob("model-00002-of-*.safetensors")).unlink()
+    without_shard = run("push_to_hub.py", saved, "somebody/model")
+
+    for done, reason in ((without_token, "hf auth login"), (without_shard, "lacks model-00002-of-")):
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_models_write_side_by_side(saved: Path) -> None:
+    done = run("generate.py", saved, saved, "--prompt", "w5 w6", "--max_new_tokens", "3", HF_HUB_OFFLINE="1")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"--- {saved}") == 2
+    written = [line for line in done.stdout.splitlines() if line.startswith("w5 w6 w")]
+    assert len(written) == 2
+    assert written[0] == written[1]  # the same model and seed
