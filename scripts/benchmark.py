@@ -194,7 +194,7 @@ def benchmark(args: argparse.Namespace) -> dict:
             seconds = statistics.median(each[name][column] for each in rounds)
             rows[name][column] = {"ratio": median, "quartiles": [low, high], "seconds": seconds}
     return {
-        "arguments": vars(args),
+        "arguments": vars(args) | {"output": str(args.output)},
         "command": " ".join(["python", *sys.argv]),
         "environment": {
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -256,7 +256,6 @@ def main() -> None:
     print(table(result))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        result["arguments"]["output"] = str(args.output)
         args.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
