@@ -139,9 +139,9 @@ def block_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     if not isinstance(logits, torch.Tensor):  # a mixture of experts also returns what its router did
         logits = next(entry for entry in logits if isinstance(entry, torch.Tensor) and entry.dim() == 3)
     logits, labels = logits[:, :-1].float(), labels[:, 1:]
-    nll = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none").sum(-1)
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     correct = (logits.argmax(-1) == labels).sum(-1)
-    return torch.stack([nll, correct, (labels != -100).sum(-1)], dim=-1)
+    return torch.stack([nll.view_as(labels).sum(-1), correct, (labels != -100).sum(-1)], dim=-1)
 
 
 def prepare(
