@@ -141,7 +141,7 @@ def _introduction(model: PreTrainedModel) -> str:
 def _usage(auto_class: str) -> str:
     tail = f"""
 name = "..."  # this folder, or its repository on the Hub
-tokenizer = AutoTokenizer.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = {auto_class}.from_pretrained(name, trust_remote_code=True)"""
     if auto_class == "AutoModelForCausalLM":
         tail += """
