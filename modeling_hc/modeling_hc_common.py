@@ -10,6 +10,7 @@ upstream's.
     h = h + mlp(norm(h))                H = depth(H, attn(norm(width(H, alpha))), alpha, beta)
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from os import PathLike
@@ -85,6 +86,33 @@ class HCPreTrainedModelMixin:
 
     _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Upstream's, which also refuses a checkpoint that has lost some of its hyper-connections.
+
+        A checkpoint may lack all parameters of a kind, as that of a residual model does, and they start at their
+        initial values. Upstream would start single ones so, too, and say it in a table.
+
+        Raises:
+            ValueError: some parameters of a kind are in the checkpoint and others are not.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        expected = Counter(_kind(key) for key in model.state_dict())
+        missing = Counter(_kind(key) for key in info["missing_keys"])
+        for key in sorted(info["missing_keys"]):
+            if _kind(key) is not None and missing[_kind(key)] < expected[_kind(key)]:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is not a whole checkpoint of {cls.__name__}: it lacks {key}, "
+                    "and has the same parameter of other blocks. Download or save it again."
+                )
+        return (model, info) if output_loading_info else model
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Upstream's, told that this is no custom code, which it does not trust to spare what is loaded already.
 
@@ -127,6 +155,11 @@ class HCPreTrainedModelMixin:
         if hasattr(self, "_model_card") and not HfApi().file_exists(repo_id, "README.md", **where):
             (Path(working_dir) / "README.md").write_text(self._model_card, encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def _kind(key: str) -> str | None:
+    """Returns which of a hyper-connection's parameters this is, as "alpha_bias", or None if it is none of them."""
+    return key.rpartition("_hc.")[2] if "_hc." in key else None
 
 
 class HCModelMixin:

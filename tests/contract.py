@@ -470,19 +470,21 @@ class FamilyContract:
         assert not any(report.values())
         assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
-    def test_a_tensor_missing_from_a_checkpoint_is_reported_and_starts_at_its_initial_value(
-        self, tmp_path: Path
-    ) -> None:
-        model = self.trained()
-        model.save_pretrained(tmp_path)
+    def test_a_checkpoint_that_lost_a_part_of_its_hyper_connections_is_refused_by_name(self, tmp_path: Path) -> None:
+        self.trained().save_pretrained(tmp_path)
         key = "model.layers.1.mlp_hc.alpha_bias"
         edit_checkpoint(tmp_path, lambda tensors: tensors.pop(key))
 
-        loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            AutoModelForCausalLM.from_pretrained(tmp_path)
 
-        assert set(report["missing_keys"]) == {key}
-        connection = loaded.model.layers[1].mlp_hc
-        assert torch.equal(connection.alpha_bias, connection.initial_values()["alpha_bias"])
+    def test_a_static_checkpoint_becomes_a_dynamic_one_that_starts_as_it_was(self, tmp_path: Path) -> None:
+        static = self.trained(connection="static")
+        static.save_pretrained(tmp_path)
+
+        dynamic = AutoModelForCausalLM.from_pretrained(tmp_path, connection="dynamic")
+
+        assert close(dynamic(**batch()).logits, static(**batch()).logits)
 
     def test_a_checkpoint_with_another_number_of_streams_is_refused(self, tmp_path: Path) -> None:
         self.trained().save_pretrained(tmp_path)
