@@ -163,6 +163,8 @@ def forward_flops(config: PreTrainedConfig) -> tuple[float, float, float]:
 def saved_for_backward(config: PreTrainedConfig) -> tuple[int, int]:
     """Returns the bytes that a training step's forward pass keeps: whatever the batch, and for each token of it."""
     length = config.max_position_embeddings
+    config = deepcopy(config)
+    config.output_router_logits = False  # the load-balancing loss, which keeps next to nothing, counts values
     kept = []
     # The grouped product has no shape rule in fp32; upstream's replacement for it saves the same tensors.
     with FakeTensorMode(), patch.object(moe, "_can_use_grouped_mm", return_value=False):

@@ -35,8 +35,9 @@ def test_the_products_of_a_residual_model_are_two_for_each_weight_of_a_matrix_an
 ) -> None:
     config, info = load_recipe(RECIPES / "olmo-1b.json"), infos["olmo-1b"]
 
-    # All parameters of OLMo are in matrices, and its embedding multiplies as the tied output head.
-    assert info["flops_products"] == 2 * info["parameters"]
+    # All parameters of OLMo are in matrices, and its embedding multiplies as the tied output head. (transformers 5.17
+    # computes the angles of its rotary embedding as a product, too.)
+    assert info["flops_products"] == pytest.approx(2 * info["parameters"], rel=1e-6)
     positions = config.max_position_embeddings
     assert info["flops_scores"] == 4 * positions * config.hidden_size * config.num_hidden_layers
     assert info["flops_over_residual"] == info["parameters_over_residual"] == 0
@@ -60,7 +61,7 @@ def test_dynamic_hyper_connections_add_the_projection_of_all_streams(infos: dict
 
 def test_memory_for_the_backward_pass_is_what_a_real_model_keeps(infos: dict[str, dict[str, Any]]) -> None:
     info = infos["olmoe-10m-30m-dhc4"]
-    config = load_recipe(RECIPES / "olmoe-10m-30m-dhc4.json")
+    config = load_recipe(RECIPES / "olmoe-10m-30m-dhc4.json", output_router_logits=False)
     model = AutoModelForCausalLM.from_config(config).train()
     parameters = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
