@@ -130,7 +130,7 @@ def launch() -> tuple[list[str], list[str], int]:
     if cores() < 2:
         return ["--config_file=configuration/accelerate/cpu.yaml"], [], 1
     launcher = ["--config_file=configuration/accelerate/multi-cpu.yaml", "--main_process_port=0"]
-    return launcher, ["--use_cpu=true", "--per_device_train_batch_size=4"], cores() // 2
+    return launcher, ["--use_cpu=true", "--per_device_train_batch_size=2"], cores() // 2
 
 
 def evaluate() -> None:
