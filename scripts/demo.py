@@ -18,19 +18,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from report import render
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/demo")
-RECIPES = {
+RECIPE = "configuration/training/demo.yaml"
+MODELS = {
     "llama": "configuration/models/llama-demo.json",
     "llama-dhc4": "configuration/models/hc-llama-demo-dhc4.json",
 }
+# Each ends where the tokenizer would end a token too: not in white space.
 PROMPTS = [
     "import os\nimport sys\n\ndef main(",
-    "class Queue:\n    def __init__(self, ",
-    "    try:\n        with open(filename) as f:\n",
-    "def parse_header(line):\n    ",
+    "class Queue:\n    def __init__(self,",
+    "    try:\n        with open(filename) as f:",
+    "def parse_header(line):",
 ]
 SAMPLING = {"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_k": 40}
 
@@ -45,7 +48,7 @@ def main() -> None:
         return
     record = Record(FOLDER / "demo.json")
     try:
-        for name in RECIPES:
+        for name in MODELS:
             record.step(f"Training {name}", lambda name=name: train(name))
         record.step("Evaluation", evaluate)
         record.step("Samples", write_samples)
@@ -93,8 +96,8 @@ def train(name: str) -> None:
     """Trains one of the models through `accelerate launch`, from its last whole checkpoint if it has one."""
     folder = FOLDER / name
     launcher, flags, threads = launch()
-    flags += [f"--config={RECIPES[name]}", f"--output_dir={folder}"]
-    first = next(iter(RECIPES))
+    flags += [f"--config={MODELS[name]}", f"--output_dir={folder}"]
+    first = next(iter(MODELS))
     if name != first:
         flags.append(f"--tokenizer={FOLDER / first}")
     checkpoints = {
@@ -111,7 +114,7 @@ def train(name: str) -> None:
             "accelerate.commands.launch",
             *launcher,
             "scripts/train.py",
-            "configuration/training/demo.yaml",
+            RECIPE,
             *flags,
         ],
         OMP_NUM_THREADS=str(threads),
@@ -129,13 +132,14 @@ def launch() -> tuple[list[str], list[str], int]:
         return ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"], [], 1
     if cores() < 2:
         return ["--config_file=configuration/accelerate/cpu.yaml"], [], 1
+    batch = yaml.safe_load(Path(RECIPE).read_text())["per_device_train_batch_size"] // 2
     launcher = ["--config_file=configuration/accelerate/multi-cpu.yaml", "--main_process_port=0"]
-    return launcher, ["--use_cpu=true", "--per_device_train_batch_size=2"], cores() // 2
+    return launcher, ["--use_cpu=true", f"--per_device_train_batch_size={batch}"], cores() // 2
 
 
 def evaluate() -> None:
     """Scores both models with lm-evaluation-harness on code that neither has seen."""
-    models = [str(FOLDER / name) for name in RECIPES]
+    models = [str(FOLDER / name) for name in MODELS]
     run(["eval/run.py", *models, "--tasks", "stdlib", "--output", str(FOLDER / "evaluation.json")])
 
 
@@ -148,7 +152,7 @@ def write_samples() -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     connection_parameters, samples = {}, {}
-    for name in RECIPES:
+    for name in MODELS:
         tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
         model = AutoModelForCausalLM.from_pretrained(FOLDER / name, trust_remote_code=True)
         connection_parameters[name] = sum(p.numel() for key, p in model.named_parameters() if "_hc." in key)

@@ -25,7 +25,9 @@ def render(folder: Path) -> str:
     runs = [_read(folder / name / "run.json") for name in NAMES]
     curves = [curve(_read(folder / name / "log_history.json")) for name in NAMES]
     evaluation, demo = _read(folder / "evaluation.json"), _read(folder / "demo.json")
-    accuracies = [evaluation["results"]["stdlib"]["acc"][name] for name in NAMES]
+    accuracies, task_bits = (
+        [evaluation["results"]["stdlib"][key][name] for name in NAMES] for key in ("acc", "bits_per_byte")
+    )
     results = [run["results"] for run in runs]
     seconds = [lines["validation"][-1][1] for lines in curves]
     environment = Environment(
@@ -39,11 +41,12 @@ def render(folder: Path) -> str:
         names=list(NAMES.values()),
         runs=runs,
         curves=curves,
-        rows=_rows(runs, list(demo["connection_parameters"].values()), seconds, accuracies),
+        rows=_rows(runs, list(demo["connection_parameters"].values()), seconds, accuracies, task_bits),
         loss_difference=results[1]["eval_loss"] - results[0]["eval_loss"],
         time_ratio=seconds[1] / seconds[0],
         accuracy_difference=accuracies[1]["value"] - accuracies[0]["value"],
         noise=math.hypot(*(accuracy["stderr"] for accuracy in accuracies)),
+        above_chance=[accuracy["value"] - 2 * accuracy["stderr"] > 0.25 for accuracy in accuracies],
         num_items=evaluation["tasks"]["stdlib"]["num_items"],
         continuations=list(zip(*(demo["samples"][name] for name in NAMES), strict=True)),
         demo=demo,
@@ -82,6 +85,7 @@ def _rows(
     connection_parameters: list[int],
     seconds: list[float],
     accuracies: list[dict[str, float]],
+    task_bits: list[dict[str, float]],
 ) -> list[tuple[str, list[str], str]]:
     """Returns the table's rows: what is measured, its value for each model, and the difference."""
     parameters = [run["parameters"] for run in runs]
@@ -101,6 +105,11 @@ def _rows(
             "lm-eval stdlib accuracy (chance 25%) ± standard error",
             [f"{accuracy['value']:.2%} ± {accuracy['stderr']:.2%}" for accuracy in accuracies],
             _points([accuracy["value"] for accuracy in accuracies]),
+        ),
+        (
+            "lm-eval stdlib bits per byte of the true continuation",
+            [f"{entry['value']:.4f}" for entry in task_bits],
+            _difference([entry["value"] for entry in task_bits], ".4f"),
         ),
         ("Training speed, tokens per second", [f"{x:,.0f}" for x in speeds], _percent(speeds)),
     ]

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -50,8 +51,9 @@ def write_runs(folder: Path) -> Path:
         (folder / name / "log_history.json").write_text(json.dumps(history))
         (folder / name / "run.json").write_text(json.dumps(run))
     accuracy = {name: {"value": 0.3021 + index / 50, "stderr": 0.0229} for index, name in enumerate(NAMES)}
+    bits = {name: {"value": 1.9876 - index / 8, "stderr": None} for index, name in enumerate(NAMES)}
     evaluation = {
-        "results": {"stdlib": {"acc": accuracy}},
+        "results": {"stdlib": {"acc": accuracy, "bits_per_byte": bits}},
         "tasks": {"stdlib": {"num_items": 400}},
         "environment": {"lm_eval": "0.4.13"},
         "command": HOSTILE,
@@ -122,6 +124,7 @@ def test_the_table_shows_the_numbers_of_the_runs_and_their_differences(html):
         "32.21% ± 2.29%",
         "+2.00 points",
     ]
+    assert table["lm-eval stdlib bits per byte of the true continuation"] == ["1.9876", "1.8626", "−0.1250"]  # noqa: RUF001
     assert table["Training speed, tokens per second"] == ["250", "244", "−2.4%"]  # noqa: RUF001
 
 
@@ -130,6 +133,7 @@ def test_the_words_beside_the_table_agree_with_it(html):
     assert "is 0.1250 nats higher than that of Llama, and its training steps took 1.02 times as long" in text
     # 2 points; two standard errors of a difference are 2 * sqrt(2) * 2.29
     assert "differ by 2.0 points, which is less than two standard errors of such a difference (6.5 points)" in text
+    assert "Neither is above chance" not in text  # 30.21 - 2 * 2.29 is above 25
 
 
 def test_a_curves_time_leaves_out_evaluations_and_goes_on_where_a_run_was_resumed():
@@ -151,26 +155,28 @@ def test_a_step_that_is_done_is_not_taken_again(tmp_path):
     assert taken == [1] and record.content["prompts"] == ["x"]
 
 
-def test_a_finished_demo_is_left_alone_and_says_how_to_start_anew(tmp_path):
-    scripts = tmp_path / "scripts"
-    (tmp_path / "runs/demo").mkdir(parents=True)
-    (tmp_path / "runs/demo/report.html").write_text("mine")
-    scripts.mkdir()
+def run_demo(folder: Path) -> subprocess.CompletedProcess:
+    """Runs a copy of the demo in another folder, where its train.py fails."""
+    (folder / "scripts").mkdir()
     for name in ("demo.py", "report.py"):
-        (scripts / name).write_text((ROOT / "scripts" / name).read_text())
-    done = subprocess.run([sys.executable, str(scripts / "demo.py")], capture_output=True, text=True, check=True)
-    assert "rm -r runs/demo" in done.stdout and str(tmp_path / "runs/demo/report.html") in done.stdout
-    assert (tmp_path / "runs/demo/report.html").read_text() == "mine"
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
+    (folder / "scripts/train.py").write_text("raise SystemExit('train.py: no such field')")
+    shutil.copytree(ROOT / "configuration", folder / "configuration")
+    command = [sys.executable, str(folder / "scripts/demo.py")]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_a_finished_demo_is_left_alone_and_says_how_to_start_anew(tmp_path):
+    report = tmp_path / "runs/demo/report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("mine")
+    done = run_demo(tmp_path)
+    assert done.returncode == 0 and "rm -r runs/demo" in done.stdout and str(report) in done.stdout
+    assert report.read_text() == "mine"
 
 
 def test_a_failed_step_ends_with_a_paragraph_and_leaves_no_report(tmp_path):
-    scripts = tmp_path / "scripts"
-    scripts.mkdir()
-    for name in ("demo.py", "report.py"):
-        (scripts / name).write_text((ROOT / "scripts" / name).read_text())
-    (scripts / "train.py").write_text("raise SystemExit('train.py: no such field')")
-    command = [sys.executable, str(scripts / "demo.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode != 0
+    done = run_demo(tmp_path)
+    assert done.returncode == 1 and "train.py: no such field" in done.stderr
     assert "make demo: Training llama failed" in done.stderr and "`make demo` tries again" in done.stderr
     assert not (tmp_path / "runs").exists()
