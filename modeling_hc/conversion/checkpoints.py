@@ -251,13 +251,6 @@ def _initial_values(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _require_residual_function(checkpoint: _Checkpoint) -> None:
     config = checkpoint.model.config
-    if config.stream_reduction == "sum" and config.num_streams > 1:
-        raise ConversionError(
-            f"{checkpoint.folder} closes {config.num_streams} streams by their sum (stream_reduction='sum'), so its "
-            "final norm sees the residual network's hidden state times that number, and adds its eps to another mean "
-            f"square: no residual checkpoint is exactly equal. If that difference is of no account, set "
-            f"stream_reduction to 'mean' in a copy of its {CONFIG_NAME} and convert the copy."
-        )
     shard_of = {name: shard for shard, names in checkpoint.shards.items() for name in names}
     for name, initial in _initial_values(checkpoint.model).items():
         # While the dynamic weights are zero, neither the gates nor the norm have any effect.
@@ -270,6 +263,13 @@ def _require_residual_function(checkpoint: _Checkpoint) -> None:
                 f"{checkpoint.folder} was trained: {name} differs from its initial value by up to "
                 f"{(value - initial).abs().max():.2g}, and no residual checkpoint computes the same function."
             )
+    if config.stream_reduction == "sum" and config.num_streams > 1:
+        raise ConversionError(
+            f"{checkpoint.folder} closes {config.num_streams} streams by their sum (stream_reduction='sum'), so its "
+            "final norm sees the residual network's hidden state times that number, and adds its eps to another mean "
+            f"square: no residual checkpoint is exactly equal. If that difference is of no account, set "
+            f"stream_reduction to 'mean' in a copy of its {CONFIG_NAME} and convert the copy."
+        )
 
 
 def _parent_config(config: PreTrainedConfig) -> PreTrainedConfig:
