@@ -58,6 +58,8 @@ def main() -> None:
             f"\nmake demo: {record.current} failed with exit status {error.returncode}; what it printed above says "
             f"why. `make demo` tries again from there; `rm -r {FOLDER}` first starts anew."
         )
+    except (OSError, ValueError) as error:
+        sys.exit(f"\nmake demo: {record.current} failed: {error} `rm -r {FOLDER}` first starts anew.")
     except KeyboardInterrupt:
         sys.exit(f"\nmake demo: interrupted in {record.current}. `make demo` continues; `rm -r {FOLDER}` starts anew.")
     print(f"\nReport: {report.resolve()}")
