@@ -3,6 +3,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,8 +13,17 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp(prefix="induct
 pytest.register_assert_rewrite("contract")
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _verbosity() -> Iterator[None]:
+    """A script that runs within a test silences transformers; the next test may listen to it."""
+    before = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(before)
 
 
 def pytest_configure(config: pytest.Config) -> None:
