@@ -31,7 +31,6 @@ def test_hyper_connections_keep_less_for_the_backward_pass_than_the_paper_s_list
     assert again.returncode == 2 and "exists" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["dynamic", "dynamic-0", "residual-4"])
-def test_an_unknown_variant_is_refused_by_name(name: str) -> None:
-    done = run("--variants", name)
-    assert done.returncode == 2 and repr(name) in done.stderr
+def test_an_unknown_variant_is_refused_by_name() -> None:
+    done = run("--variants", "dynamic-4", "residual-4")
+    assert done.returncode == 2 and "'residual-4'" in done.stderr
