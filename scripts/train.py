@@ -9,6 +9,7 @@ a flag; flags win. The run folder gets the model, its tokenizer and card at the 
 versions, configuration, data), log_history.json and loss.png.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import evaluate
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from run_folder import check_folder, describe_run, finish, write_json
@@ -204,8 +206,11 @@ def main() -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         finish(folder, run, trainer, data_args.block_size)
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     main()
+    # Not before DDP's reducer is gone with the trainer: if it is what frees the process group, it holds the GIL, for
+    # which gloo's threads may wait, for which it waits.
+    gc.collect()
+    PartialState().destroy_process_group()
