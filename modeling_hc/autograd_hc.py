@@ -12,23 +12,24 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .functional_hc import full_precision, widen
+from .functional_hc import full_precision, wide_dtype, widen
 
 
 def projection(streams: Tensor, weight: Tensor, norm_weight: Tensor | None, eps: float, centered: bool) -> Tensor:
     """See `functional_hc.projection`."""
-    weight = widen(weight) if norm_weight is None else widen(weight) * norm_weight
-    return _Projection.apply(streams, weight, eps, centered)
+    weight = weight if norm_weight is None else weight * norm_weight
+    return _Projection.apply(streams, weight.to(wide_dtype(streams)), eps, centered)
 
 
 def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
     """See `functional_hc.width_connection`."""
-    return _Width.apply(streams, widen(alpha[..., 0]))
+    return _Width.apply(streams, alpha[..., 0].to(wide_dtype(streams)))
 
 
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """See `functional_hc.depth_connection`."""
-    return _Depth.apply(streams, block_output, widen(alpha[..., 1:]), widen(beta))
+    dtype = wide_dtype(streams)
+    return _Depth.apply(streams, block_output, alpha[..., 1:].to(dtype), beta.to(dtype))
 
 
 class _Projection(Function):

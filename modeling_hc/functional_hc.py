@@ -76,9 +76,8 @@ def projection(streams: Tensor, weight: Tensor, norm_weight: Tensor | None, eps:
     Source: Eq. 10 and the products in Eq. 11-13.
     """
     with full_precision(streams):
-        streams, weight = widen(streams), widen(weight)
-        if norm_weight is not None:
-            weight = weight * norm_weight
+        streams = widen(streams)
+        weight = (weight if norm_weight is None else weight * norm_weight).to(streams.dtype)
         product = streams @ weight.mT
         if not centered:
             return product * torch.rsqrt(streams.square().mean(-1, keepdim=True) + eps)
@@ -131,8 +130,9 @@ def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
     Source: Eq. 3, 7.
     """
     with full_precision(streams):
-        read = widen(alpha[..., 0]).unsqueeze(-2)
-        return (read @ widen(streams)).squeeze(-2).to(streams.dtype)
+        wide = widen(streams)
+        read = alpha[..., 0].to(wide.dtype).unsqueeze(-2)
+        return (read @ wide).squeeze(-2).to(streams.dtype)
 
 
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -152,14 +152,20 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
     Source: Eq. 4, 5.
     """
     with full_precision(streams):
-        carried = widen(alpha[..., 1:]).mT @ widen(streams)
-        written = widen(beta).unsqueeze(-1) * block_output.unsqueeze(-2)
+        wide = widen(streams)
+        carried = alpha[..., 1:].to(wide.dtype).mT @ wide
+        written = beta.to(wide.dtype).unsqueeze(-1) * block_output.unsqueeze(-2)
         return (carried + written).to(streams.dtype)
+
+
+def wide_dtype(streams: Tensor) -> torch.dtype:
+    """Returns the dtype in which coefficients meet the streams: fp32, or the streams' own where that is wider."""
+    return torch.promote_types(streams.dtype, torch.float32)
 
 
 def widen(tensor: Tensor) -> Tensor:
     """Returns the tensor in fp32, or as it is where it is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_dtype(tensor))
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:

@@ -341,3 +341,20 @@ def test_the_backward_pass_keeps_the_streams_once_and_the_block_s_output():
     small = sum(t.numel() for t in kept.values() if t.numel() < tokens * d) - (n + 2) * d * 2 - d
     assert large == tokens * (n + 1) * d
     assert small <= tokens * 8 * n * (n + 2)
+
+
+@torch.no_grad()
+def test_fp32_coefficients_meet_fp64_streams_in_fp64(implementation):
+    """transformers keeps some parameters in fp32 when it loads a model in fp64."""
+    module, _, _ = connection("dynamic", 4, 16)
+    streams, output = draw(2, 3, 4, 16), draw(2, 3, 16, seed=1)
+
+    def run():
+        alpha, beta = module(streams)
+        block_input = implementation.width_connection(streams, alpha)
+        return implementation.depth_connection(streams, output + block_input, alpha, beta)
+
+    exact = run()
+    module.float()
+    assert run().dtype == torch.float64
+    torch.testing.assert_close(run(), exact, rtol=0, atol=1e-6)
