@@ -15,6 +15,17 @@ def _number_of_streams(value: int) -> None:
         raise ValueError(f"num_streams must be an integer of at least 1, got {value!r}; the paper uses 4 by default.")
 
 
+# What the same fields are called in the paper, in other libraries, and in a hurry.
+_ELSEWHERE = {
+    "rate": "num_streams",
+    "expansion_rate": "num_streams",
+    "hc_mult": "num_streams",
+    "num_residual_streams": "num_streams",
+    "tanh": "use_tanh",
+    "dynamic": "connection",
+}
+
+
 @dataclass(kw_only=True, repr=False)
 class HyperConnectionConfigMixin:
     """The fields that every hyper-connected family adds to its parent's configuration.
@@ -50,8 +61,10 @@ class HyperConnectionConfigMixin:
     """The family's classes by Auto class, as `file.Class`: what a shared folder tells `trust_remote_code` to load."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        known = [field.name for field in fields(HyperConnectionConfigMixin)]
         for name in kwargs:
-            if near := get_close_matches(name, (f.name for f in fields(HyperConnectionConfigMixin)), cutoff=0.8):
+            near = [_ELSEWHERE[name]] if name in _ELSEWHERE else get_close_matches(name, known, cutoff=0.8)
+            if near:
                 raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
         kwargs["auto_map"] = dict(self.auto_classes)
         super().__post_init__(**kwargs)

@@ -53,7 +53,7 @@ class DataArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder of one."})
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_split: str = field(default="train", metadata={"help": "Its split, which may be a slice: train[:1%]."})
+    train_split: str = field(default="train", metadata={"help": "Its split, which may be a slice: train[:1%%]."})
     validation_split: str | None = field(default=None, metadata={"help": "Its held-out split."})
     train_files: list[str] | None = field(
         default=None, metadata={"help": "Local .parquet, .jsonl or text files, as names or patterns."}

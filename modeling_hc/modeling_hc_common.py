@@ -10,6 +10,7 @@ upstream's.
     h = h + mlp(norm(h))                H = depth(H, attn(norm(width(H, alpha))), alpha, beta)
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
@@ -92,25 +93,41 @@ class HCPreTrainedModelMixin:
         pretrained_model_name_or_path: str | PathLike,
         *args: Any,
         output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Upstream's, which also refuses a checkpoint that has lost some of its hyper-connections.
+        """Upstream's, which also refuses a checkpoint that is not whole or has other hyper-connections.
 
-        A checkpoint may lack all parameters of a kind, as that of a residual model does, and they start at their
-        initial values. Upstream would start single ones so, too, and say it in a table.
+        A checkpoint may lack all tensors of a kind, as a residual one lacks hyper-connections, and they start at their
+        initial values. Upstream would start single ones so, too, drop what has no place, and say it in a table.
 
         Raises:
-            ValueError: some parameters of a kind are in the checkpoint and others are not.
+            ValueError: a tensor is there for some layers only, or a hyper-connection has no place in the model.
+            RuntimeError: a tensor has another shape than the configuration asks for.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        expected = Counter(_kind(key) for key in model.state_dict())
-        missing = Counter(_kind(key) for key in info["missing_keys"])
-        for key in sorted(info["missing_keys"]):
-            if _kind(key) is not None and missing[_kind(key)] < expected[_kind(key)]:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is not a whole checkpoint of {cls.__name__}: it lacks {key}, "
-                    "and has the same parameter of other blocks. Download or save it again."
-                )
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+        where = f"{pretrained_model_name_or_path} does not fit {cls.__name__}:"
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            key, found, expected = min(info["mismatched_keys"])
+            raise RuntimeError(
+                f"{where} {key} has shape {list(found)}, and the configuration asks for {list(expected)}. Load it "
+                "with the fields of its own config.json, or start such tensors anew with ignore_mismatched_sizes=True."
+            )
+        if dropped := sorted(key for key in info["unexpected_keys"] if "_hc." in key):
+            raise ValueError(
+                f"{where} it has {dropped[0]}, for which connection={model.config.connection!r} has no place. Load it "
+                "with the fields of its own config.json."
+            )
+        expected = Counter(map(_kind, model.state_dict()))
+        missing = Counter(map(_kind, info["missing_keys"]))
+        if lost := sorted(key for key in info["missing_keys"] if missing[_kind(key)] < expected[_kind(key)]):
+            raise ValueError(f"{where} it lacks {lost[0]}, which it has for other layers. Download or save it again.")
         return (model, info) if output_loading_info else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -157,9 +174,9 @@ class HCPreTrainedModelMixin:
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
-def _kind(key: str) -> str | None:
-    """Returns which of a hyper-connection's parameters this is, as "alpha_bias", or None if it is none of them."""
-    return key.rpartition("_hc.")[2] if "_hc." in key else None
+def _kind(key: str) -> str:
+    """Returns the name of a parameter without the numbers of its layer and expert."""
+    return re.sub(r"\.\d+\.", ".*.", key)
 
 
 class HCModelMixin:

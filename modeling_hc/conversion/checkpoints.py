@@ -53,6 +53,9 @@ _COMPANIONS = (
 )
 
 
+_WEIGHT_DTYPES = {"F64", "F32", "F16", "BF16"}
+
+
 class ConversionError(ValueError):
     """A checkpoint cannot be converted. The message says why and what to do; nothing was written."""
 
@@ -65,12 +68,14 @@ class _Checkpoint(NamedTuple):
         shards: the names of the tensors by weight file.
         auto_class: its class in transformers, such as `AutoModelForCausalLM`.
         model: the hyper-connected model of this checkpoint, on the meta device.
+        ignored: the names of the tensors that the model does not have and passes over.
     """
 
     folder: Path
     shards: dict[str, list[str]]
     auto_class: type
     model: PreTrainedModel
+    ignored: set[str]
 
 
 def to_hyper_connected(
@@ -94,8 +99,9 @@ def to_hyper_connected(
 
     Source: Section 2.3 of arXiv 2409.19606: at initialisation, hyper-connections are Pre-Norm residual connections.
     """
-    target = _absent(target)
+    target = _absent(target, source)
     checkpoint = _open(_local(source, revision), hyper_connected=False, **{"stream_reduction": "mean"} | hc_fields)
+    _require_memory(checkpoint)
     with _written_whole(target, checkpoint) as folder:
         checkpoint.model.save_pretrained(folder, state_dict=_initial_values(checkpoint.model))
         _copy_weights(checkpoint, folder)
@@ -119,7 +125,7 @@ def to_residual(source: str | os.PathLike, target: str | os.PathLike, revision: 
         ConversionError: no residual checkpoint computes the same function, and see `to_hyper_connected`.
         OSError: writing failed, as on a full disk.
     """
-    target = _absent(target)
+    target = _absent(target, source)
     checkpoint = _open(_local(source, revision), hyper_connected=True)
     _require_residual_function(checkpoint)
     with _written_whole(target, checkpoint) as folder:
@@ -129,16 +135,25 @@ def to_residual(source: str | os.PathLike, target: str | os.PathLike, revision: 
         return _verify(checkpoint, folder, hyper_connected=False)
 
 
-def _absent(target: str | os.PathLike) -> Path:
+def _absent(target: str | os.PathLike, source: str | os.PathLike) -> Path:
     target = Path(target).absolute()
-    if target.exists():
+    if os.path.lexists(target):  # a symbolic link to nothing is in the way, too
         raise ConversionError(f"{target} exists and is never overwritten: remove it or choose another target.")
+    if Path(source).is_dir() and target.resolve().is_relative_to(Path(source).resolve()):
+        raise ConversionError(f"{target} lies in the source, which is only read: choose a target outside {source}.")
+    above = next(path for path in target.parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise ConversionError(f"{target} cannot be created, for {above} is not a folder: choose another target.")
     return target
 
 
 def _local(source: str | os.PathLike, revision: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
+    if Path(source).exists():
+        raise ConversionError(f"{source} is a file: name the folder that holds it and its {CONFIG_NAME}.")
+    if str(source).startswith((".", "~", os.sep)) or str(source).endswith(os.sep) or str(source).count(os.sep) > 1:
+        raise ConversionError(f"There is no folder {source}: name an existing one, or a model on the Hub as ORG/NAME.")
     try:
         patterns = ["*.json", "*.safetensors", *_COMPANIONS]
         return Path(
@@ -165,6 +180,7 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
             "was made from, then quantize the result."
         )
     shards = _shards(folder)
+    _require_unquantized(folder, shards)
     auto_class = getattr(transformers, auto_name)
     model, info = auto_class.from_pretrained(
         folder,
@@ -173,14 +189,30 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported here rather than by an error with a traceback's worth of text
     )
-    wrong = sorted(name for name in info["missing_keys"] if hyper_connected or not _is_hc(name))
-    wrong += sorted(str(name) for name in info["mismatched_keys"])
-    if wrong:
+    missing = sorted(name for name in info["missing_keys"] if hyper_connected or not _is_hc(name))
+    misshapen = sorted(info["mismatched_keys"])
+    if missing or misshapen:
+        first = f"{missing[0]} is missing" if missing else ""
+        if not missing:
+            name, found, expected = misshapen[0]
+            first = f"{name} has shape {list(found)} in the file and {list(expected)} by {CONFIG_NAME}"
+        count = len(missing) + len(misshapen)
         raise ConversionError(
-            f"{folder} is not a whole checkpoint of {type(model).__name__}: {len(wrong)} tensors are missing or have "
-            f"another shape than {CONFIG_NAME} says, the first is {wrong[0]}. Download or save the checkpoint again."
+            f"{folder} is not a whole checkpoint of {type(model).__name__}: {count} "
+            f"{'tensor is' if count == 1 else 'tensors are'} missing or of another shape than {CONFIG_NAME} says"
+            f"{':' if count == 1 else '; the first:'} {first}. Download or save the checkpoint again."
         )
-    return _Checkpoint(folder, shards, auto_class, model)
+    surplus = sorted(info["unexpected_keys"])
+    of_layers = [name for name in surplus if "layers" in name.split(".")]
+    if of_layers:
+        raise ConversionError(
+            f"{folder} has {of_layers[0]}, for which there is no place by {CONFIG_NAME} "
+            f"(num_hidden_layers={model.config.num_hidden_layers}): it does not belong to these weights. Download or "
+            "save the checkpoint again."
+        )
+    # Upstream does not report these, which old checkpoints have.
+    buffers = {name for names in shards.values() for name in names if name.endswith("rotary_emb.inv_freq")}
+    return _Checkpoint(folder, shards, auto_class, model, buffers.union(surplus))
 
 
 def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[type[PreTrainedConfig], str]:
@@ -190,7 +222,10 @@ def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[ty
     model_type = config_dict.get("model_type")
     if model_type not in by_type:
         if any(model_type == family.model_type for family in families):
-            raise ConversionError(f"{folder} is hyper-connected already (model_type={model_type!r}).")
+            raise ConversionError(
+                f"{folder} is hyper-connected already (model_type={model_type!r}). `--reverse` makes it residual; to "
+                "change its fields, give them to `from_pretrained` and save what it loads."
+            )
         raise ConversionError(
             f"{folder} has model_type={model_type!r}. Conversion {'back ' if hyper_connected else ''}takes "
             f"{', '.join(sorted(by_type))}."
@@ -211,6 +246,10 @@ def _shards(folder: Path) -> dict[str, list[str]]:
         files = [SAFE_WEIGHTS_NAME]
     elif index.is_file():
         files = sorted(set(_read_json(index)["weight_map"].values()))
+    elif any(folder.glob("model*.safetensors")):
+        raise ConversionError(
+            f"{folder} has weight files and lacks {SAFE_WEIGHTS_INDEX_NAME}, which lists them. Download or copy it, too."
+        )
     else:
         raise ConversionError(
             f"{folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}. Weights in another format, such "
@@ -229,11 +268,37 @@ def _shards(folder: Path) -> dict[str, list[str]]:
     return shards
 
 
+def _require_unquantized(folder: Path, shards: dict[str, list[str]]) -> None:
+    for shard, names in shards.items():
+        with safe_open(folder / shard, "pt") as file:
+            for name in names:
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _WEIGHT_DTYPES:
+                    raise ConversionError(
+                        f"{folder} looks quantized: {name} is stored as {dtype}, and weights are "
+                        f"{', '.join(sorted(_WEIGHT_DTYPES))}. Convert the checkpoint that it was made from, then "
+                        "quantize the result."
+                    )
+
+
+def _require_memory(checkpoint: _Checkpoint) -> None:
+    needed, free = _added_size(checkpoint), psutil.virtual_memory().available
+    if needed > free:
+        raise ConversionError(
+            f"num_streams={checkpoint.model.config.num_streams} adds hyper-connections of {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free. Choose fewer streams; the paper uses 4 by default."
+        )
+
+
+def _added_size(checkpoint: _Checkpoint) -> int:
+    return sum(value.nbytes for name, value in checkpoint.model.named_parameters() if _is_hc(name))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConversionError(f"{path} is damaged ({error}). Download or copy it again.") from error
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} is damaged or not readable ({error}). Download or copy it again.") from error
 
 
 def _is_hc(name: str) -> bool:
@@ -285,7 +350,7 @@ def _written_whole(target: Path, checkpoint: _Checkpoint) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f"{escape(target.name)}.converting-*"):
         shutil.rmtree(stale)
-    needed, free = _size(checkpoint), shutil.disk_usage(target.parent).free
+    needed, free = _size(checkpoint) + _added_size(checkpoint), shutil.disk_usage(target.parent).free
     if needed > free:
         raise ConversionError(
             f"{target.parent} has {free / 1e6:,.0f} MB left, the target takes {needed / 1e6:,.0f} MB."
@@ -294,6 +359,8 @@ def _written_whole(target: Path, checkpoint: _Checkpoint) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
+        for path in folder.iterdir():
+            path.chmod((folder / CONFIG_NAME).stat().st_mode)  # safetensors hides from others what it writes
         for path in [*folder.iterdir(), folder]:
             _sync(path)
         folder.rename(target)
@@ -362,7 +429,10 @@ def _copy_companions(source: Path, folder: Path) -> None:
 def _verify(source: _Checkpoint, folder: Path, hyper_connected: bool) -> str:
     """Checks that the target is whole, holds the source's weights, and computes the same where that can be tried."""
     target = _open(folder, hyper_connected)
-    told = f"All {_verify_tensors(source, target)} tensors of the residual network are there bit for bit"
+    count = _verify_tensors(source, target)
+    told = f"All {count} tensors of the residual network are there bit for bit"
+    if source.ignored:
+        told += f" (beside {len(source.ignored)} that the model passes over, such as {min(source.ignored)})"
     # A model takes about its weights; the rest is for what else is alive meanwhile.
     needed, free = 1.5 * _size(source), psutil.virtual_memory().available
     if needed > free:
@@ -385,6 +455,13 @@ def _verify_tensors(source: _Checkpoint, target: _Checkpoint) -> int:
                     if not _same_bits(tensor, copy_of[name].get_tensor(name)):
                         raise OSError(f"{name} did not arrive on the disk as it is in {source.folder / shard}")
                     bar.update(tensor.nbytes)
+                    if name in source.ignored:
+                        continue
+                    if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+                        raise ConversionError(
+                            f"{name} in {source.folder / shard} has values that are NaN or infinite: the checkpoint is "
+                            "damaged, or its training diverged. Download it again or take an earlier one."
+                        )
                     count += 1
     return count
 
@@ -401,7 +478,12 @@ def _verify_outputs(source: _Checkpoint, target: _Checkpoint) -> float:
     tokens = torch.randint(config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
     # One after the other, so that only one has to fit in memory.
     before, after = (c.auto_class.from_pretrained(c.folder)(tokens)[0].double() for c in (source, target))
-    difference = ((before - after).abs().max() / before.abs().max()).item()
+    if not before.isfinite().all():
+        raise ConversionError(
+            f"The outputs of {source.folder} itself are NaN or infinite on random tokens in {source.model.dtype}: the "
+            "checkpoint is damaged, its training diverged, or it needs another dtype."
+        )
+    difference = ((before - after).abs().max() / before.abs().max().clamp(min=1e-300)).item()
     exact = config.stream_reduction == "mean" or config.num_streams == 1
     if exact and not difference <= 16 * torch.finfo(source.model.dtype).eps:
         raise ConversionError(

@@ -1,0 +1,54 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Configurations refuse what they cannot mean, by name, and survive saving."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, GPT2Config, LlamaConfig
+
+from modeling_hc import HCLlamaConfig
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_streams", 0),
+        ("num_streams", -1),
+        ("num_streams", 2.0),
+        ("num_streams", True),
+        ("connection", "Dynamic"),
+        ("use_tanh", "no"),
+        ("stream_reduction", "max"),
+        ("output_rescaling", True),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_name_of_its_field(field: str, value: object) -> None:
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
+        HCLlamaConfig(**{field: value})
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
+        setattr(HCLlamaConfig(), field, value)
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [("num_stream", "num_streams"), ("tanh", "use_tanh"), ("rate", "num_streams"), ("stream_reductoin", "stream_red")],
+)
+def test_another_name_for_a_field_is_refused_with_the_right_one(wrong: str, right: str) -> None:
+    with pytest.raises(ValueError, match=f"{wrong}.*did you mean '{right}"):
+        HCLlamaConfig(**{wrong: 1})
+
+
+def test_a_saved_configuration_is_read_back_as_it_was(tmp_path: Path) -> None:
+    config = HCLlamaConfig(num_streams=3, connection="static", stream_reduction="mean", hidden_size=96)
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_a_residual_configuration_is_read_and_that_of_another_architecture_is_not(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=96, num_attention_heads=3).save_pretrained(tmp_path / "llama")
+    config = HCLlamaConfig.from_pretrained(tmp_path / "llama", num_streams=2)
+    assert (config.model_type, config.hidden_size, config.num_streams) == ("hc_llama", 96, 2)
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="model_type='gpt2'"):
+        HCLlamaConfig.from_pretrained(tmp_path / "gpt2")
