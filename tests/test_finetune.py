@@ -5,6 +5,7 @@ import json
 import random
 import runpy
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from modeling_hc import HCLlamaForSequenceClassification
 from modeling_hc.conversion import to_hyper_connected
@@ -171,6 +172,15 @@ def test_a_classifier_run_refuses_bad_input(flags, message, twin, data, tmp_path
     with pytest.raises(SystemExit, match=message):
         run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "run"), *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_classifiers_help_lists_every_field(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("finetune_classifier.py", monkeypatch, "--help")
+    assert stop.value.code == 0
+    listed = set(capsys.readouterr().out.split())
+    own = ("model_name_or_path", "train_files", "validation_files", "text_column", "label_column", "max_length")
+    assert {f"--{name}" for name in [*own, *(field.name for field in fields(TrainingArguments))]} <= listed
 
 
 def test_a_label_that_training_never_showed_is_refused(twin, data, tmp_path, monkeypatch):

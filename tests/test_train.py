@@ -8,20 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainingArguments
 
 from modeling_hc.data import DataArguments, load_documents, make_blocks, stdlib_files
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import train  # noqa: E402
-from train_arguments import parse  # noqa: E402
+from train_arguments import ModelArguments, parse  # noqa: E402
 
 LLAMA = {
     "model_type": "llama",
@@ -190,11 +191,19 @@ def test_two_processes_under_accelerate_launch_train_what_one_process_trains(hom
 
 
 def test_processes_that_would_each_train_alone_are_refused(home, monkeypatch):
-    monkeypatch.setenv(
-        "WORLD_SIZE", "2"
-    )  # by `accelerate launch`
+    monkeypatch.setenv("WORLD_SIZE", "2")  # by `accelerate launch`
     with pytest.raises(ValueError, match="2 processes were launched, but transformers finds 1"):
         parse(recipe(home, "alone", use_cpu=False))
+
+
+def test_help_lists_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    listed = set(capsys.readouterr().out.split())
+    assert {
+        f"--{f.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for f in fields(kind)
+    } <= listed
 
 
 def test_the_stock_trainer_decays_the_dynamic_part_and_not_the_static_part(home):
