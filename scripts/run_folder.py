@@ -41,7 +41,13 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
             f"{args.output_dir}. Leave it out to start a new run."
         )
     args.resume_from_checkpoint = resume or None
-    own = resume and Path(resume).resolve().parent == folder.resolve()
+    own = bool(resume) and Path(resume).resolve().parent == folder.resolve()
+    if resume and not own:
+        raise ValueError(
+            f"resume_from_checkpoint={resume} is not in output_dir={args.output_dir}, and only the run in it can be "
+            "resumed. To start a new run from that model, give it as model_name_or_path, without config and "
+            "resume_from_checkpoint."
+        )
     if args.process_index == 0 and not own and folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"output_dir={args.output_dir} is not empty. Choose another, delete it, or resume the run in it with "

@@ -329,7 +329,11 @@ BAD_INPUT = {
     ),
     "resuming into a folder in use": (
         {"output_dir": "{home}/residual", "resume_from_checkpoint": "{home}/whole/checkpoint-3"},
-        ["output_dir", "residual", "not empty"],
+        ["output_dir", "residual", "resume_from_checkpoint"],
+    ),
+    "resuming another model": (
+        {"resume_from_checkpoint": "{home}/residual/checkpoint-3"},
+        ["resume_from_checkpoint", "residual", "output_dir", "model_name_or_path"],
     ),
     "no such tracker": ({"report_to": "trackr"}, ["trackr"]),
     "nothing to resume": ({"resume_from_checkpoint": True}, ["resume_from_checkpoint", "output_dir"]),
