@@ -42,7 +42,10 @@ def test_another_name_for_a_field_is_refused_with_the_right_one(wrong: str, righ
 def test_a_saved_configuration_is_read_back_as_it_was(tmp_path: Path) -> None:
     config = HCLlamaConfig(num_streams=3, connection="static", stream_reduction="mean", hidden_size=96)
     config.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    saved, read = config.to_dict(), AutoConfig.from_pretrained(tmp_path).to_dict()
+    for values in (saved, read):
+        values.pop("_name_or_path", None), values.pop("transformers_version", None)
+    assert read == saved
 
 
 def test_a_residual_configuration_is_read_and_that_of_another_architecture_is_not(tmp_path: Path) -> None:
