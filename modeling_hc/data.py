@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -59,8 +59,12 @@ class DataArguments:
         default=None, metadata={"help": "Local .parquet, .jsonl or text files, as names or patterns."}
     )
     validation_files: list[str] | None = field(default=None, metadata={"help": "Held-out files, likewise."})
-    validation_documents: int = field(
-        default=100, metadata={"help": "How many training documents to hold out where no held-out data is given."}
+    validation_documents: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many training documents to hold out where no held-out data is given: a tenth unless told, "
+            "but 100 at most."
+        },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs max_steps."})
@@ -92,24 +96,42 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
     else:
         train = _load_files("the standard library", list(map(str, stdlib_files("train"))), args.streaming)
         held_out = _load_files("the standard library", list(map(str, stdlib_files("validation"))))
-    for documents in filter(None, (train, held_out)):
-        row = next(iter(documents), {})
-        if not isinstance(row.get(args.text_column, 0), str | None):
-            columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
-            raise ValueError(
-                f"The data has no text in text_column={args.text_column!r}. Its columns are: {columns or 'none'}."
-            )
+    _check_text(train, args.text_column, args.dataset_name or f"train_files={args.train_files}")
+    if held_out:
+        _check_text(held_out, args.text_column, args.dataset_name or f"validation_files={args.validation_files}")
     if held_out or args.validation_documents == 0:
         return train, held_out or None
+    count = args.validation_documents
+    if count is None:
+        known = len(train) if isinstance(train, Dataset) else sum(1 for _ in train.take(1000))
+        count = max(1, min(100, known // 10))
     if isinstance(train, Dataset):
-        if len(train) <= args.validation_documents:
+        if len(train) <= count:
             raise ValueError(
-                f"validation_documents={args.validation_documents} would hold out all {len(train)} documents. Lower "
-                "it, or give validation_files or validation_split."
+                f"validation_documents={count} would hold out all of the {len(train)} training documents. Lower "
+                "--validation_documents (0 holds out none), or give --validation_files or --validation_split."
             )
         train = train.shuffle(seed=0)
-    held_out = Dataset.from_list(list(train.take(args.validation_documents)))
-    return train.skip(args.validation_documents), held_out
+    held_out = Dataset.from_list(list(train.take(count)))
+    return train.skip(count), held_out
+
+
+def _check_text(documents: Documents, column: str, source: str) -> None:
+    row = next(iter(documents), {})
+    value = row.get(column, 0)
+    feature = (documents.features or {}).get(column)
+    null = isinstance(feature, Value) and feature.dtype == "null"
+    if isinstance(value, str | None) and feature is not None and not isinstance(feature, Value):  # JSON of any type
+        value = next((row[column] for row in documents if not isinstance(row[column], str | None)), None)
+    if not isinstance(value, str | None) or null:
+        columns = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
+        found = (
+            f"a value of type {type(value).__name__} ({str(value)[:40]}), not text," if column in row else "no text"
+        )
+        raise ValueError(
+            f"The data of {source} has {found} in text_column={column!r}. Its columns are: {columns or 'none'}. Name "
+            "the one of text in text_column, or write its values as strings."
+        )
 
 
 def _load_files(name: str, patterns: list[str], streaming: bool = False) -> Documents:
@@ -121,7 +143,7 @@ def _load_files(name: str, patterns: list[str], streaming: bool = False) -> Docu
         files += matches
     for file in files:
         if not Path(file).is_file() or Path(file).stat().st_size == 0:
-            raise ValueError(f"{name}: {file} is {'empty' if Path(file).is_file() else 'no file'}.")
+            raise ValueError(f"{name}: {file} is {'empty' if Path(file).is_file() else 'no file'}. Leave it out.")
     formats = {{".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(Path(f).suffix, "text") for f in files}
     if len(formats) > 1:
         raise ValueError(f"{name} mixes {' and '.join(sorted(formats))} files; give files of one format.")
@@ -135,7 +157,13 @@ def _load(name: str, *source: str | None, **options: Any) -> Documents:
     try:
         return load_dataset(*source, **options)
     except (DatasetsError, ValueError, OSError) as error:
-        raise ValueError(f"Cannot read {name}: {error.__cause__ or error}") from error
+        hint = (
+            "Give whole .parquet, .jsonl or UTF-8 text files."
+            if "data_files" in options
+            else "Give a dataset's name on the Hub or its folder, a configuration and splits that it has."
+        )
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise ValueError(f"Cannot read {name}: {reason}. {hint}") from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -250,6 +250,16 @@ def test_held_out_documents_are_not_trained_on(home):
     assert len(held_out) == 5
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("documents", "expected"), [(2, 1), (24, 2), (1200, 100)])
+def test_a_tenth_of_the_documents_and_at_most_100_are_held_out_by_default(documents, expected, streaming, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(documents)))
+    train_documents, held_out = load_documents(DataArguments(train_files=[str(path)], streaming=streaming))
+    assert len(held_out) == expected
+    assert len(list(train_documents)) == documents - expected
+
+
 def test_the_default_text_is_split_without_duplicates():
     files = {split: stdlib_files(split) for split in ("train", "validation")}
     digests = [hashlib.md5(path.read_bytes().strip()).digest() for split in files.values() for path in split]
@@ -264,6 +274,9 @@ def broken(home) -> Path:
     (home / "binary.txt").write_bytes(bytes(range(256)))
     (home / "broken.parquet").write_bytes(b"PAR1" + bytes(100))
     (home / "short.txt").write_text("x")
+    (home / "nulls.jsonl").write_text('{"text": null}\n' * 10)
+    (home / "mixed.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": 5}\n' * 10)
+    (home / "single.jsonl").write_text('{"text": "one"}\n')
     (home / "numbers.jsonl").write_text('{"text": 1}\n' * 10)
     config = LlamaConfig(**{key: value for key, value in LLAMA.items() if key != "model_type"})
     config.tie_word_embeddings = False
@@ -309,6 +322,13 @@ BAD_INPUT = {
     "broken parquet": ({"train_files": ["{home}/broken.parquet"]}, ["train_files", "broken.parquet"]),
     "no such column": ({"text_column": "body"}, ["text_column", "body", "text"]),
     "column of numbers": ({"train_files": ["{home}/numbers.jsonl"]}, ["text_column", "text (int)"]),
+    "column of nulls": ({"train_files": ["{home}/nulls.jsonl"]}, ["nulls.jsonl", "text_column", "NoneType"]),
+    "column of anything": ({"train_files": ["{home}/mixed.jsonl"]}, ["mixed.jsonl", "text_column", "int (5)"]),
+    "held-out numbers": ({"validation_files": ["{home}/mixed.jsonl"]}, ["validation_files", "mixed.jsonl", "int"]),
+    "one document": (
+        {"train_files": ["{home}/single.jsonl"], "validation_files": None},
+        ["--validation_files", "--validation_documents"],
+    ),
     "all held out": ({"validation_files": None, "validation_documents": 24}, ["validation_documents", "24"]),
     "less than a block": ({"train_files": ["{home}/short.txt"]}, ["training", "block_size=32"]),
     "block too long": ({"block_size": 65}, ["block_size=65", "max_position_embeddings=64"]),
