@@ -41,7 +41,9 @@ def main() -> None:
     for file in files:
         print(f"{file.stat().st_size:18,} bytes  {file.name}")
     print(f"{sum(file.stat().st_size for file in files):18,} bytes  in all")
-    if ModelCard.load(arguments.folder / "README.md").data.license is None:
+    if not (arguments.folder / "README.md").is_file():
+        print("Note: there is no README.md, so the model is uploaded without a card. Write one to say what it is.")
+    elif ModelCard.load(arguments.folder / "README.md").data.license is None:
         print("Note: the model card states no license. Add `license: ...` to the head of README.md to state one.")
     if not arguments.dry_run:
         print(f"Uploaded: {upload(arguments, files)}")
@@ -55,8 +57,10 @@ def files_to_upload(folder: Path) -> list[Path]:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a saved model: it has no config.json. Name a folder of `save_pretrained`.")
-    needed = {"README.md"}
-    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    auto_map = config.get("auto_map", {})
+    # Our models' save_pretrained writes a card, that of transformers does not.
+    needed = {"README.md"} if config.get("model_type", "").startswith("hc_") else set()
     needed |= {f"{path.partition('.')[0]}.py" for path in auto_map.values()}
     index = folder / "model.safetensors.index.json"
     if index.is_file():

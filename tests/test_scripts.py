@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import test_modeling_hc_llama
 from contract import tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -51,6 +52,19 @@ def test_nothing_is_uploaded_from_an_incomplete_folder_or_without_a_token(saved:
         assert done.returncode == 1
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_residual_model_is_uploaded_without_a_card_and_ours_is_not(saved: Path, tmp_path: Path) -> None:
+    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "residual")
+    (saved / "README.md").unlink()
+
+    residual = run("push_to_hub.py", tmp_path / "residual", "somebody/model", "--dry_run")
+    ours = run("push_to_hub.py", saved, "somebody/model", "--dry_run")
+
+    assert residual.returncode == 0, residual.stderr
+    assert "without a card" in residual.stdout
+    assert ours.returncode == 1 and "lacks README.md" in ours.stderr
 
 
 def test_models_write_side_by_side(saved: Path) -> None:
