@@ -35,18 +35,33 @@ def main() -> None:
     else:
         parser.error("--reverse takes no option of the hyper-connected model: its config.json has them")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; nothing was written."))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(number, lambda *_: sys.exit("Terminated; nothing was written."))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         verified = convert(**arguments)
     except (ValueError, StrictDataclassError) as error:
-        sys.exit(f"{arguments['source']} was not converted. {error}")
+        sys.exit(f"{arguments['source']} was not converted. {one_paragraph(error)}")
+    except (RuntimeError, MemoryError) as error:
+        streams = f" with --num_streams {arguments['num_streams']}" if "num_streams" in arguments else ""
+        sys.exit(
+            f"{arguments['source']} was not converted{streams}, and nothing was written: "
+            f"{one_paragraph(error) or 'out of memory'}. If that is for want of memory, choose fewer streams or a "
+            "machine with more."
+        )
     except (OSError, SafetensorError) as error:
-        sys.exit(f"Writing {arguments['target']} failed, and what was written of it is removed: {error}")
+        sys.exit(
+            f"Writing {arguments['target']} failed, and what was written of it is removed: {one_paragraph(error)}"
+        )
     except KeyboardInterrupt:
         sys.exit("Interrupted; nothing was written.")
     print(f"{arguments['target']} is written. {verified}")
+
+
+def one_paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

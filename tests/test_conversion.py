@@ -243,16 +243,50 @@ def _pickle(folder: Path) -> None:
         path.unlink()
 
 
+def _change_tensors(folder: Path, change) -> None:
+    path = sorted(folder.glob("*.safetensors"))[-1]
+    index = folder / "model.safetensors.index.json"
+    content = load_file(path)
+    change(content)
+    save_file(content, path, {"format": "pt"})
+    listed = json.loads(index.read_text())
+    listed["weight_map"] |= dict.fromkeys(content, path.name)
+    index.write_text(json.dumps(listed))
+
+
+def _store_as(dtype: torch.dtype):
+    return lambda folder: _change_tensors(folder, lambda c: c.update({n: t.to(dtype) for n, t in c.items()}))
+
+
+def _add_a_layer(folder: Path) -> None:
+    _change_tensors(folder, lambda c: c.update({"model.layers.2.mlp.up_proj.weight": torch.ones(48, 32)}))
+
+
+def _add_nan(folder: Path) -> None:
+    _change_tensors(folder, lambda c: c[min(c)].view(-1)[3:4].fill_(float("nan")))
+
+
 BAD_SOURCES = {
     "unsupported architecture": (lambda f: _edit_config(f, model_type="gpt2"), "model_type='gpt2'.* llama"),
     "unsupported head": (lambda f: _edit_config(f, architectures=["LlamaForX"]), "'LlamaForX'.*LlamaForCausalLM"),
-    "hyper-connected already": (lambda f: _edit_config(f, model_type="hc_llama"), "hyper-connected already"),
+    "hyper-connected already": (
+        lambda f: _edit_config(f, model_type="hc_llama"),
+        "hyper-connected already.*--reverse",
+    ),
     "quantized": (lambda f: _edit_config(f, quantization_config={"quant_method": "gptq"}), "quantized.*'gptq'"),
-    "other sizes": (lambda f: _edit_config(f, intermediate_size=64), "another shape"),
-    "more layers": (lambda f: _edit_config(f, num_hidden_layers=3), "9 tensors are missing.*model.layers.2"),
+    "stored as int8": (_store_as(torch.int8), r"looks quantized: \S+ is stored as I8"),
+    "stored as float8": (_store_as(torch.float8_e4m3fn), r"looks quantized: \S+ is stored as F8_E4M3"),
+    "other sizes": (
+        lambda f: _edit_config(f, intermediate_size=64),
+        r"down_proj.weight has shape \[32, 48\] in the file and \[32, 64\] by config.json",
+    ),
+    "more layers in the file": (_add_a_layer, r"has model.layers.2.mlp.up_proj.weight, .*num_hidden_layers=2"),
+    "not a number": (_add_nan, r"\.weight in .* NaN or infinite values: the checkpoint is damaged"),
+    "no index": (lambda f: (f / "model.safetensors.index.json").unlink(), "lacks model.safetensors.index.json"),
+    "more layers": (lambda f: _edit_config(f, num_hidden_layers=3), "lacks model.layers.2"),
     "missing shard": (lambda f: sorted(f.glob("*.safetensors"))[-1].unlink(), "missing or damaged"),
     "truncated shard": (_truncate, "missing or damaged"),
-    "missing tensor": (_drop_a_tensor, "not a whole checkpoint.*1 tensors are missing"),
+    "missing tensor": (_drop_a_tensor, r"not a whole checkpoint.*1 tensor is missing.*: \S+ is missing"),
     "pickle": (_pickle, "save_pretrained"),
     "adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "merge the adapter"),
     "damaged config": (lambda f: (f / "config.json").write_text('{"model_type": "lla'), "config.json is damaged"),
@@ -281,6 +315,40 @@ def test_an_existing_target_is_never_overwritten(source, tmp_path):
     with pytest.raises(ConversionError, match="never overwritten"):
         to_hyper_connected(source, tmp_path / "target")
     assert not list((tmp_path / "target").iterdir())
+
+
+def test_a_leftover_that_the_model_passes_over_is_not_counted(source, tmp_path):
+    _change_tensors(source, lambda c: c.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    told = to_hyper_connected(source, tmp_path / "target")
+    assert told.startswith("All 21 tensors of the residual network are there bit for bit (beside 1 ")
+    assert torch.equal(logits(source), logits(tmp_path / "target"))
+
+
+def test_all_files_of_the_target_have_the_same_mode(source, tmp_path):
+    to_hyper_connected(source, tmp_path / "target")
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "target").iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_target_in_the_way_or_in_the_source_is_refused(source, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    before = fingerprint(tmp_path)
+    for target, message in {
+        source: "never overwritten",
+        source / "target": "lies in the source",
+        tmp_path / "link": "never overwritten",
+        tmp_path / "file" / "target": "is not a folder",
+    }.items():
+        with pytest.raises(ConversionError, match=message):
+            to_hyper_connected(source, target)
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_path_that_is_no_folder_is_said_plainly(source, tmp_path):
+    for path, message in {source / "config.json": "is a file", tmp_path / "none": "There is no folder"}.items():
+        with pytest.raises(ConversionError, match=message):
+            to_hyper_connected(path, tmp_path / "target")
 
 
 def test_a_disk_that_is_full_while_writing_leaves_nothing_behind(tmp_path):
@@ -319,8 +387,9 @@ def test_an_interrupted_conversion_leaves_no_target(source, tmp_path):
         process.wait()
         return process
 
-    assert interrupt(signal.SIGTERM).returncode == 1
-    assert list(tmp_path.iterdir()) == [source]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        assert interrupt(number).returncode == 1
+        assert list(tmp_path.iterdir()) == [source]
     killed = interrupt(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {"source", f"target.converting-{killed.pid}"}
@@ -334,6 +403,10 @@ def test_the_command_line_states_an_error_in_one_paragraph(source, tmp_path, mon
     monkeypatch.setattr(sys, "argv", command(source, tmp_path / "target", "--num_streams", "0")[1:])
     with pytest.raises(SystemExit, match=r"was not converted.*num_streams"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
+    for streams in (10**6, 10**10):  # more than memory, and more than a tensor can have
+        monkeypatch.setattr(sys, "argv", command(source, tmp_path / "target", "--num_streams", str(streams))[1:])
+        with pytest.raises(SystemExit, match=rf"^\S+ was not converted.*num_streams.{streams}.*fewer streams.*$"):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
     monkeypatch.setattr(sys, "argv", command(source, tmp_path / "target", "--reverse", "--num_streams", "2")[1:])
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPT), run_name="__main__")

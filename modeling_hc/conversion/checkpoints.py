@@ -182,13 +182,17 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
     shards = _shards(folder)
     _require_unquantized(folder, shards)
     auto_class = getattr(transformers, auto_name)
-    model, info = auto_class.from_pretrained(
-        folder,
-        config=config_class.from_pretrained(folder, **hc_fields),
-        device_map="meta",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported here rather than by an error with a traceback's worth of text
-    )
+    config = config_class.from_pretrained(folder, **hc_fields)
+    try:
+        model, info = auto_class.from_pretrained(
+            folder,
+            config=config,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported here rather than by an error with a traceback's worth of text
+        )
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     missing = sorted(name for name in info["missing_keys"] if hyper_connected or not _is_hc(name))
     misshapen = sorted(info["mismatched_keys"])
     if missing or misshapen:
@@ -248,7 +252,7 @@ def _shards(folder: Path) -> dict[str, list[str]]:
         files = sorted(set(_read_json(index)["weight_map"].values()))
     elif any(folder.glob("model*.safetensors")):
         raise ConversionError(
-            f"{folder} has weight files and lacks {SAFE_WEIGHTS_INDEX_NAME}, which lists them. Download or copy it, too."
+            f"{folder} has weight files and lacks {SAFE_WEIGHTS_INDEX_NAME}, which lists them. Copy it, too."
         )
     else:
         raise ConversionError(
@@ -459,7 +463,7 @@ def _verify_tensors(source: _Checkpoint, target: _Checkpoint) -> int:
                         continue
                     if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
                         raise ConversionError(
-                            f"{name} in {source.folder / shard} has values that are NaN or infinite: the checkpoint is "
+                            f"{name} in {source.folder / shard} has NaN or infinite values: the checkpoint is "
                             "damaged, or its training diverged. Download it again or take an earlier one."
                         )
                     count += 1
