@@ -80,6 +80,14 @@ def describe_run(model_args: ModelArguments, data_args: DataArguments, args: Tra
     }
 
 
+def earlier_commands(folder: Path) -> list[str]:
+    """Returns the commands of the run that is resumed in a folder."""
+    if not (folder / "run.json").exists():
+        return []
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return record.get("commands") or [record["command"]]
+
+
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

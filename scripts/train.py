@@ -11,6 +11,7 @@ versions, configuration, data), log_history.json and loss.png.
 
 import gc
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from run_folder import check_folder, describe_run, finish, write_json
+from run_folder import check_folder, describe_run, earlier_commands, finish, write_json
 from safetensors import SafetensorError
 from train_arguments import ModelArguments, parse
 from transformers import (
@@ -35,6 +36,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from modeling_hc.recipes import build_config, load_recipe
@@ -194,21 +196,35 @@ def main() -> None:
         trainer, data = prepare(model_args, data_args, args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped before training; nothing was written.")
     folder = Path(args.output_dir)
     run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
     if trainer.is_world_process_zero():
+        run["commands"] = [*earlier_commands(folder), run["command"]]
         write_json(folder / "run.json", run)
+    try:
+        train(trainer, run, data_args.block_size)
+    except KeyboardInterrupt:
+        hint = "Add --resume_from_checkpoint true to the command to go on from its last checkpoint."
+        if get_last_checkpoint(folder) is None:
+            hint = "It has no checkpoint yet: delete it to start again."
+        sys.exit(f"train.py: stopped the run in output_dir={folder}. {hint}")
 
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+def train(trainer: Trainer, run: dict[str, Any], block_size: int) -> None:
+    """Trains, evaluates, and saves."""
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
     if trainer.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
         trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
-        finish(folder, run, trainer, data_args.block_size)
+        finish(Path(trainer.args.output_dir), run, trainer, block_size)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is told like Ctrl-C
     main()
     # Not before DDP's reducer is gone with the trainer: if it is what frees the process group, it holds the GIL, for
     # which gloo's threads may wait, for which it waits.

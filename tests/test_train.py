@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback, TrainingArguments
 
 from modeling_hc.data import DataArguments, load_documents, make_blocks, stdlib_files
 
@@ -175,6 +176,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home):
     assert expected.keys() == weights.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert history(resumed, "loss") == history(whole, "loss")
+
+
+@pytest.mark.parametrize("save_steps", [1, 6])
+def test_a_stopped_run_says_how_to_go_on_and_remembers_its_commands(home, save_steps, monkeypatch):
+    def stop(_, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    name = f"stopped-{save_steps}"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerCallback, "on_step_begin", stop)
+        with pytest.raises(SystemExit, match="resume_from_checkpoint true" if save_steps == 1 else "delete it") as end:
+            run(home, name, save_steps=save_steps)
+    assert "\n" not in end.value.code
+    if save_steps == 1:
+        run(home, name, "--resume_from_checkpoint", "true", save_steps=save_steps)
+        first, second = json.loads((home / name / "run.json").read_text())["commands"]
+        assert second == f"{first} --resume_from_checkpoint true"
 
 
 def test_two_processes_under_accelerate_launch_train_what_one_process_trains(home):
