@@ -32,7 +32,9 @@ def load_recipe(path: str | PathLike, **overrides: Any) -> PreTrainedConfig:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot read the model recipe {path}: {error}. A recipe is a config.json file.") from error
+        raise ValueError(
+            f"Cannot read the model recipe {path}: {' '.join(str(error).split())}. A recipe is a config.json file."
+        ) from error
     if not isinstance(values, dict) or "model_type" not in values:
         raise ValueError(f"The model recipe {path} has no model_type, such as llama or hc_llama.")
     return build_config(values, overrides, source=f"the model recipe {path}", known_keys_only=True)
@@ -55,14 +57,18 @@ def build_config(
     model_type = values["model_type"]
     if model_type not in CONFIG_MAPPING:
         hint = suggestion(model_type, CONFIG_MAPPING)
-        raise ValueError(f"model_type={model_type!r} in {source} is not known to transformers{hint}.")
+        raise ValueError(f"model_type={model_type!r} in {source} is not known to transformers{hint}")
     config_class = CONFIG_MAPPING[model_type]
     known = [field.name for field in fields(config_class)]
     for name in [*(values if known_keys_only else ()), *overrides]:
         if name not in known and name != "model_type":
+            hint = suggestion(name, known)
+            twin = f"hc_{model_type}"
+            if twin in CONFIG_MAPPING and name in [field.name for field in fields(CONFIG_MAPPING[twin])]:
+                hint = f", but of {twin}: use a recipe with that model_type, or hyper_connect=true on a checkpoint."
             raise ValueError(
                 f"{name!r} in {source if name in values else 'config_overrides'} is not a field of "
-                f"{config_class.__name__}{suggestion(name, known)}."
+                f"{config_class.__name__}{hint}"
             )
     try:
         return config_class.from_dict(values | overrides)
@@ -71,6 +77,6 @@ def build_config(
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean ...?" where one of the known names is near, else nothing."""
+    """Returns the end of a sentence: "; did you mean ...?" where one of the known names is near, else a full stop."""
     near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."

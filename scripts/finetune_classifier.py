@@ -18,6 +18,9 @@ from datasets.exceptions import DatasetsError
 from run_folder import write_json
 from train_arguments import Parser
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForSequenceClassification,
     BatchEncoding,
     EvalPrediction,
@@ -56,7 +59,19 @@ def load_rows(args: ClassifierArguments, name: str) -> Dataset:
         if column not in rows.column_names:
             raise ValueError(f"{name} has no column {column!r}; its columns are {rows.column_names}.")
     rows = rows.select_columns([args.text_column, args.label_column])
-    return rows.filter(lambda row: row[args.text_column] and row[args.label_column] is not None)
+    for value in rows[args.text_column]:
+        if not isinstance(value, str | None):
+            raise ValueError(
+                f"{name}={files} have a value of type {type(value).__name__} ({str(value)[:40]}) in text_column="
+                f"{args.text_column!r}. Name the column of text with --text_column, or write its values as strings."
+            )
+    rows = rows.filter(lambda row: row[args.text_column] and row[args.label_column] is not None)
+    if not len(rows):
+        raise ValueError(
+            f"{name}={files} have no row with both a text in {args.text_column!r} and a label in "
+            f"{args.label_column!r}. Name their columns with --text_column and --label_column."
+        )
+    return rows
 
 
 def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trainer:
@@ -68,6 +83,17 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
             "resume_from_checkpoint."
         )
     set_seed(training_args.seed)
+    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        families = [
+            name
+            for name in CONFIG_MAPPING
+            if name.startswith("hc_") and CONFIG_MAPPING[name] in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        ]
+        raise ValueError(
+            f"model_name_or_path={args.model_name_or_path} is of model_type={config.model_type}, without a sequence "
+            f"classification head. Give a checkpoint of {', '.join(families)}, or of a residual family that has one."
+        )
     train, held_out = load_rows(args, "train_files"), load_rows(args, "validation_files")
     labels = sorted(map(str, train.unique(args.label_column)))
     if unknown := set(map(str, held_out.unique(args.label_column))) - set(labels):
@@ -110,7 +136,7 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
 def main() -> None:
     """Finetunes, evaluates, and leaves the classifier in the run folder."""
     try:
-        args, training_args = Parser((ClassifierArguments, TrainingArguments)).parse_args_into_dataclasses()
+        args, training_args = Parser((ClassifierArguments, TrainingArguments), allow_abbrev=False).read(sys.argv[1:])
         trainer = prepare(args, training_args)
     except (ValueError, OSError) as error:
         sys.exit(f"finetune_classifier.py: {error}")

@@ -20,6 +20,7 @@ import evaluate
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from run_folder import check_folder, describe_run, earlier_commands, finish, write_json
 from safetensors import SafetensorError
@@ -44,8 +45,14 @@ from modeling_hc.recipes import build_config, load_recipe
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:
     """Returns the configuration of the model to train."""
-    overrides = dict(pair.partition("=")[::2] for pair in (args.config_overrides or "").split(",") if pair)
-    overrides = {name.strip(): _value(value.strip()) for name, value in overrides.items()}
+    pairs = [pair.partition("=") for pair in (args.config_overrides or "").split(",") if pair]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ValueError(
+                f"config_overrides={args.config_overrides} gives {name!r} no value: write name=value, and commas "
+                "between several, such as num_streams=4,connection=dynamic."
+            )
+    overrides = {name.strip(): _value(value.strip()) for name, _, value in pairs}
     if (args.config is None) == (args.model_name_or_path is None):
         raise ValueError(
             f"Give either config, a recipe to train from scratch, or model_name_or_path, a checkpoint to train on "
@@ -77,7 +84,13 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
             )
         values |= {"model_type": f"hc_{residual}", "stream_reduction": "mean", "architectures": None}
     elif not overrides:
-        return AutoConfig.from_pretrained(args.model_name_or_path)
+        try:
+            return AutoConfig.from_pretrained(args.model_name_or_path)
+        except StrictDataclassError as error:
+            raise ValueError(
+                f"A field of the config.json of {args.model_name_or_path} has a wrong value. "
+                f"{' '.join(str(error).split())}"
+            ) from error
     return build_config(values, overrides, source=f"the config.json of {args.model_name_or_path}")
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -42,7 +42,18 @@ class ModelArguments:
 class Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Without upstream's usage, which is hundreds of lines long."""
-        raise ValueError(f"{message}. `python scripts/train.py --help` lists every field.")
+        raise ValueError(f"{message.rstrip('.')}. `python scripts/{self.prog} --help` lists every field.")
+
+    def read(self, flags: list[str]) -> list[Any]:
+        """Returns the dataclasses that flags fill, and refuses what is none of their fields."""
+        *arguments, unknown = self.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            name = unknown[0].lstrip("-").partition("=")[0]
+            known = [action.dest for action in self._actions]
+            raise ValueError(f"There is no field {name!r}{suggestion(name, known)} --help lists every field.")
+        return arguments
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -54,7 +65,8 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"Cannot read {path}: {error}. The first argument is a YAML file of fields.") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"Cannot read {path}: {reason}. The first argument is a YAML file of fields.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold `field: value` lines, and holds a {type(values).__name__}.")
         for name, value in values.items():
@@ -62,13 +74,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArgum
                 flags += [f"--{name}", *map(str, value)]
             elif value is not None:
                 flags += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
-    *arguments, unknown = parser.parse_args_into_dataclasses(
-        [*flags, *argv], return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        name = unknown[0].lstrip("-").partition("=")[0]
-        known = [action.dest for action in parser._actions]
-        raise ValueError(f"There is no field {name!r}{suggestion(name, known)}. --help lists every field.")
+    arguments = parser.read([*flags, *argv])
     started, used = int(os.environ.get("WORLD_SIZE", 1)), arguments[-1].world_size
     if started != used:
         raise ValueError(

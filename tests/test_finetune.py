@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from modeling_hc import HCLlamaForSequenceClassification
+from modeling_hc import HCLlamaForSequenceClassification, HCOlmoeConfig
 from modeling_hc.conversion import to_hyper_connected
 from modeling_hc.data import train_tokenizer
 
@@ -38,6 +38,7 @@ def write_rows(path: Path, count: int, seed: int) -> Path:
     choose = random.Random(seed)
     labels = [choose.choice(sorted(TEXTS)) for _ in range(count)]
     rows = [{"text": " ".join(choose.choices(TEXTS[label], k=12)), "label": label} for label in labels]
+    rows = [row | {"number": 5, "null": None} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -165,7 +166,11 @@ def test_a_converted_model_learns_to_classify_and_is_scored_as_scikit_learn_scor
     [
         (["--label_column", "class"], "no column 'class'"),
         (["--train_files", "nowhere.csv"], "files that exist"),
-        (["--max_lenght", "3"], "max_lenght"),
+        (["--max_lenght", "3"], "did you mean 'max_length'\\? "),
+        (["--max_len", "3"], "no field 'max_len'"),
+        (["--max_length", "x"], r"python scripts/finetune_classifier.py --help"),
+        (["--text_column", "number"], r"type int \(5\) in text_column='number'"),
+        (["--text_column", "null"], "no row with both a text in 'null'"),
     ],
 )
 def test_a_classifier_run_refuses_bad_input(flags, message, twin, data, tmp_path, monkeypatch):
@@ -181,6 +186,14 @@ def test_the_classifiers_help_lists_every_field(monkeypatch, capsys):
     listed = set(capsys.readouterr().out.split())
     own = ("model_name_or_path", "train_files", "validation_files", "text_column", "label_column", "max_length")
     assert {f"--{name}" for name in [*own, *(field.name for field in fields(TrainingArguments))]} <= listed
+
+
+def test_a_family_without_a_classification_head_is_refused(data, tmp_path, monkeypatch):
+    HCOlmoeConfig().save_pretrained(tmp_path / "olmoe")
+    with pytest.raises(SystemExit, match=r"model_type=hc_olmoe, .* hc_llama, hc_mistral, hc_olmo,") as error:
+        run("finetune_classifier.py", monkeypatch, *classify(tmp_path / "olmoe", data, tmp_path / "run"))
+    assert len(error.value.code) < 900
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_label_that_training_never_showed_is_refused(twin, data, tmp_path, monkeypatch):

@@ -319,7 +319,12 @@ def checkpoint(name: str) -> dict[str, str | None]:
 
 
 BAD_INPUT = {
-    "unknown field": ({"learning_rat": 1}, ["learning_rat", "learning_rate"]),
+    "unknown field": ({"learning_rat": 1}, ["learning_rat", "did you mean 'learning_rate'? --help"]),
+    "override without a value": ({"config_overrides": "num_layers"}, ["config_overrides", "'num_layers'", "="]),
+    "streams of a residual recipe": (
+        {"config_overrides": "num_streams=2"},
+        ["'num_streams'", "LlamaConfig", "hc_llama", "hyper_connect=true"],
+    ),
     "wrong type": ({"max_steps": "many"}, ["max_steps", "many"]),
     "value out of range": ({"warmup_steps": -1}, ["warmup_steps", "-1"]),
     "contradiction of precisions": ({"bf16": True, "fp16": True}, ["bf16", "fp16"]),
