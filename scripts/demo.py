@@ -142,7 +142,7 @@ def launch() -> tuple[list[str], list[str], int]:
 def evaluate() -> None:
     """Scores both models with lm-evaluation-harness on code that neither has seen."""
     models = [str(FOLDER / name) for name in MODELS]
-    run(["eval/run.py", *models, "--tasks", "stdlib", "--output", str(FOLDER / "evaluation.json")])
+    run(["eval/run.py", *models, "--tasks", "stdlib", "--limit", "200", "--output", str(FOLDER / "evaluation.json")])
 
 
 def write_samples() -> dict[str, Any]:
