@@ -119,7 +119,8 @@ class HCPreTrainedModelMixin:
                 f"{where} {key} has shape {list(found)}, and the configuration asks for {list(expected)}. Load it "
                 "with the fields of its own config.json, or start such tensors anew with ignore_mismatched_sizes=True."
             )
-        if dropped := sorted(key for key in info["unexpected_keys"] if "_hc." in key):
+        dropped = sorted(key for key in info["unexpected_keys"] if "_hc." in key)
+        if dropped and any("_hc." in key for key in model.state_dict().keys() - set(info["missing_keys"])):
             raise ValueError(
                 f"{where} it has {dropped[0]}, for which connection={model.config.connection!r} has no place. Load it "
                 "with the fields of its own config.json."

@@ -187,8 +187,10 @@ def test_a_stopped_run_says_how_to_go_on_and_remembers_its_commands(home, save_s
     name = f"stopped-{save_steps}"
     with monkeypatch.context() as patch:
         patch.setattr(TrainerCallback, "on_step_begin", stop)
+        ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
         with pytest.raises(SystemExit, match="resume_from_checkpoint true" if save_steps == 1 else "delete it") as end:
             run(home, name, save_steps=save_steps)
+    signal.signal(signal.SIGINT, ignored)
     assert "\n" not in end.value.code
     if save_steps == 1:
         run(home, name, "--resume_from_checkpoint", "true", save_steps=save_steps)
@@ -287,7 +289,7 @@ def test_the_default_text_is_split_without_duplicates():
 
 
 @pytest.fixture(scope="module")
-def broken(home) -> Path:
+def broken(home, residual) -> Path:
     """Damaged and unfit files and checkpoints, beside the good ones."""
     (home / "empty.txt").touch()
     (home / "binary.txt").write_bytes(bytes(range(256)))
