@@ -33,7 +33,7 @@ $(SUITE): $(READY)
 	touch transformers-$$version/tests/__init__.py .ready
 
 test: $(READY) $(SUITE)  ## run the test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -160,17 +160,19 @@ def test_a_hyper_connected_checkpoint_starts_at_its_residual_parents_loss_and_tr
     assert "Held-out bits per byte" in card and str(residual) in card
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home):
-    fields = {
-        "config": f"{home}/hc.json",
-        "config_overrides": "attention_dropout=0.1",
-        "gradient_accumulation_steps": 2,
-    }
-    whole = run(home, "whole", **fields)
+DROPOUT = {"config_overrides": "attention_dropout=0.1", "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(home) -> Path:
+    return run(home, "whole", config=f"{home}/hc.json", **DROPOUT)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home, whole):
     resumed = home / "resumed"
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
     written = (resumed / "checkpoint-3/model.safetensors").stat().st_mtime_ns
-    run(home, "resumed", "--resume_from_checkpoint", "true", **fields)
+    run(home, "resumed", "--resume_from_checkpoint", "true", config=f"{home}/hc.json", **DROPOUT)
     assert (resumed / "checkpoint-3/model.safetensors").stat().st_mtime_ns == written  # or it would have started anew
     expected, weights = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert expected.keys() == weights.keys()
@@ -289,7 +291,7 @@ def test_the_default_text_is_split_without_duplicates():
 
 
 @pytest.fixture(scope="module")
-def broken(home, residual) -> Path:
+def broken(home, residual, whole) -> Path:
     """Damaged and unfit files and checkpoints, beside the good ones."""
     (home / "empty.txt").touch()
     (home / "binary.txt").write_bytes(bytes(range(256)))
