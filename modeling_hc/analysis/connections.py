@@ -1,0 +1,140 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The unfolded connection matrix and what can be read from it: plain functions of the coefficients.
+
+Hyper-connections are linear between the blocks, so what a block reads is a weighted sum of what the blocks before it
+wrote. Multiplying the coefficients out gives the weights.
+
+Shapes: `K` blocks, attention and MLP counted; `N` streams; `...` any leading axes, such as tokens. Layers are numbered
+as in the paper: 0 is the embedding, 1..K are the blocks, K+1 is the output, the hidden state before the final norm.
+
+Source: Section 4.5 and Appendix F of arXiv 2409.19606.
+"""
+
+import pandas
+import torch
+from torch import Tensor
+
+GAIN_COLUMNS = ["forward", "backward", "composite_forward", "composite_backward"]
+
+
+def unfold(alpha: Tensor, beta: Tensor, stream_reduction: str) -> tuple[Tensor, Tensor]:
+    """Unfolds coefficients into connections between layers.
+
+        C0[k, j] = B^j (prod_{t=j+1}^{k-1} A_r^t) A_m^k         what block k reads of layer j's output     Eq. 27
+        Ci[k, j] = (B^j prod_{t=j+1}^{k} A_r^t)_i               what stream i holds of it after block k's carry,
+                                                                before block k writes                      Eq. 29
+
+    with B^0 = 1, since the embedding is written to every stream, and A_m^{K+1} the reduction of the streams.
+
+    Args:
+        alpha: `(A_m A_r)` of every block, `[..., K, N, 1+N]`.
+        beta: B of every block, `[..., K, N]`.
+        stream_reduction: "sum" or "mean", as in the model's configuration.
+
+    Returns:
+        C0 `[..., K+2, K+2]` and C1..CN `[..., N, K+2, K+2]`, indexed `[reading layer, written layer]`, fp64, zero
+        where j >= k. Row K+1 of Ci is what stream i holds at the end.
+    """
+    alpha, beta = alpha.double(), beta.double()
+    *leading, num_blocks, num_streams = beta.shape
+    layers = num_blocks + 2
+    blocks = alpha.new_zeros(*leading, layers, layers)
+    streams = alpha.new_zeros(*leading, num_streams, layers, layers)
+    held = alpha.new_zeros(*leading, layers, num_streams)  # what each stream holds of each layer's output
+    held[..., 0, :] = 1
+    for k in range(1, num_blocks + 1):
+        read, carry = alpha[..., k - 1, :, 0], alpha[..., k - 1, :, 1:]
+        blocks[..., k, :] = (held @ read.unsqueeze(-1)).squeeze(-1)
+        held = held @ carry
+        streams[..., k, :] = held.mT
+        held[..., k, :] = beta[..., k - 1, :]
+    blocks[..., -1, :] = held.sum(-1) if stream_reduction == "sum" else held.mean(-1)
+    streams[..., -1, :] = held.mT
+    return blocks, streams
+
+
+def gains(alpha: Tensor) -> pandas.DataFrame:
+    """Returns how much the carry can amplify: the Amax gain of single and of composite carry matrices.
+
+    Forward is the largest absolute sum over the streams that flow into one, backward over those that one flows into;
+    a signal, or a gradient, of bounded entries grows by at most that much.
+
+    Args:
+        alpha: `[K, N, 1+N]`, or per token `[T, K, N, 1+N]`: then gains are those of each token, averaged.
+
+    Returns:
+        A row for each block k with `forward` and `backward` of A_r^k, and `composite_forward` and `composite_backward`
+        of A_r^k ... A_r^K, all the way from block k to the output.
+
+    Source: "Amax gain magnitude" of arXiv 2512.24880, whose H_res is A_r transposed.
+    """
+    carry = alpha[..., 1:].double()
+    carry = carry.unsqueeze(0) if carry.dim() == 3 else carry
+    composite = torch.eye(carry.shape[-1], dtype=torch.float64).expand_as(carry[:, 0])
+    rows = []
+    for k in range(carry.shape[1], 0, -1):
+        composite = carry[:, k - 1] @ composite
+        rows.append([*_amax(carry[:, k - 1]), *_amax(composite)])
+    return pandas.DataFrame(rows[::-1], columns=GAIN_COLUMNS).set_axis(range(1, len(rows) + 1)).rename_axis("block")
+
+
+def _amax(matrix: Tensor) -> list[float]:
+    """Returns the forward and the backward gain of matrices `[T, N, N]`, averaged."""
+    return [matrix.abs().sum(axis).amax(-1).mean().item() for axis in (-2, -1)]
+
+
+def parallel_blocks(matrix: Tensor, threshold: float = 0.1) -> list[tuple[int, ...]]:
+    """Finds neighbouring blocks that run in parallel: none of them reads what another has written.
+
+    Args:
+        matrix: C0, `[K+2, K+2]`.
+        threshold: a weight counts as none below this part of the largest one that the reading block has for a block.
+            The embedding is left out: it may be written on another scale.
+
+    Returns:
+        Groups of two or more block numbers, each group as large as it can be, in order.
+
+    Source: Section 3.2.
+    """
+    strength = matrix[:, 1:-1].abs()
+    relative = matrix.abs() / strength.amax(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    groups: list[list[int]] = [[]]
+    for k in range(1, matrix.shape[-1] - 1):
+        if (relative[k, groups[-1]] >= threshold).any():
+            groups.append([])
+        groups[-1].append(k)
+    return [tuple(group) for group in groups if len(group) > 1]
+
+
+def weight_by_distance(matrix: Tensor) -> pandas.DataFrame:
+    """Returns how strongly blocks read what was written a number of layers before: long-term decay, or none.
+
+    Args:
+        matrix: C0, `[K+2, K+2]`.
+
+    Returns:
+        A row for each distance k - j between two blocks, with the mean of |C0[k, j]| over what `attention` has written
+        (odd j) and over what an `mlp` has (even j). Embedding and output are left out.
+    """
+    between = matrix[1:-1, 1:-1].abs()
+    rows = {}
+    for distance in range(1, len(between)):
+        weights = between.diagonal(-distance)
+        rows[distance] = {"attention": weights[0::2].mean().item(), "mlp": weights[1::2].mean().item()}
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("distance")
+
+
+def cancellation(streams: Tensor) -> Tensor:
+    """Returns how much of what the streams hold at the end cancels when they are summed.
+
+    Args:
+        streams: C1..CN, `[..., N, K+2, K+2]`.
+
+    Returns:
+        `[..., K+1]` for layers 0..K: 1 - |sum over i of Ci[K+1, j]| / sum over i of |Ci[K+1, j]|. 0 where the streams
+        hold a layer's output with one sign, 1 where they hold it in pairs of opposite sign that cancel.
+
+    Source: Appendix F (columns of C1 and C3 in pairs).
+    """
+    held = streams[..., -1, :-1]
+    return 1 - held.sum(-2).abs() / held.abs().sum(-2).clamp_min(torch.finfo(held.dtype).tiny)

@@ -1,0 +1,257 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Statistics of a model over a text of any length: one window of tokens is held at a time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from ..functional_hc import widen
+from .connections import GAIN_COLUMNS, cancellation, gains, unfold
+from .recording import Recording, block_names, connections, is_hyper_connected, record, require_streams
+
+
+@dataclass
+class Measurement:
+    """What was measured over a text; the layers of a matrix are numbered as in `connections.unfold`.
+
+    Attributes:
+        tokens: how many were read.
+        matrix: C0 of every token, averaged over the tokens, `[K+2, K+2]`.
+        stream_matrices: C1..CN likewise, `[N, K+2, K+2]`.
+        matrix_of_means: C0 of the averaged coefficients, which is another matrix where they vary together.
+        stream_matrices_of_means: C1..CN likewise.
+        error: how far a token's C0 times the outputs of the layers is from what its blocks read, at most, as a part of
+            the largest value: only rounding in the model's dtype.
+        layers: a row for each layer 0..K+1, with its `name` and, where they have meaning,
+            `similarity`: cosine between what this block reads and what the block before reads (Fig. 3);
+            `output_rms`: root mean square of what the layer writes;
+            `contribution`: part of the final hidden state that is this layer's output, through its weight in the last
+            row of C0: their dot product over the squared length of the whole, which sums to 1 over the layers;
+            and for hyper-connected models
+            `stream_cosine`: between two of the streams before this block;
+            `effective_rank`: of the streams before this block: 1 where they are one direction, N at most;
+            `cancellation`, `forward`, `backward`, `composite_forward`, `composite_backward`: see `connections`;
+            and for dynamic ones
+            `moved`: root mean square distance of the coefficients from their static part;
+            `varied`: their standard deviation over the tokens, root mean square over the coefficients;
+            `diversity`: mean cosine distance between two tokens' streams;
+            `diversity_correlation`: Pearson's, over pairs of tokens in a window, between the cosine distance of their
+            streams and the distance of their coefficients.
+            `similarity`, `stream_cosine` and `effective_rank` are medians over tokens, beside the 5th and the 95th
+            percentile in columns that end in `_low` and `_high`, exact to a ten-thousandth of their range.
+    """
+
+    tokens: int
+    matrix: Tensor
+    stream_matrices: Tensor
+    matrix_of_means: Tensor
+    stream_matrices_of_means: Tensor
+    error: float
+    layers: pandas.DataFrame
+
+
+def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
+    """Measures a model on a text.
+
+    Args:
+        model: hyper-connected, or the residual parent of a hyper-connected family.
+        windows: token ids of pieces of the text, each `[B, S]` without padding, S at least 2. A window is held whole
+            in memory: see `record`.
+
+    Raises:
+        ValueError: another model, no windows, or a window of one token.
+    """
+    hyper_connected = is_hyper_connected(model)
+    static = static_coefficients(model) if hyper_connected and model.config.connection == "dynamic" else None
+    sums: dict[str, Tensor] = {}
+    histograms: dict[str, _Histogram] = {}
+    error = 0.0
+    for window in windows:
+        if window.dim() != 2 or window.shape[1] < 2:
+            raise ValueError(f"A window has shape {list(window.shape)}: give token ids [B, S] with S of 2 or more.")
+        recording = record(model, window)
+        added = _matrix_sums(recording)
+        if static is not None:
+            added |= _movement_sums(recording, static)
+        for name, value in added.items():
+            sums[name] = sums.get(name, 0) + value.double()
+        for name, (values, low, high) in _distributions(recording).items():
+            histograms.setdefault(name, _Histogram(len(values), low, high)).add(values)
+        error = max(error, unfolding_error(recording))
+    if not sums:
+        raise ValueError("windows is empty: give at least one window of token ids.")
+    tokens = int(sums.pop("tokens"))
+    means = {name: value / tokens for name, value in sums.items()}
+    of_means = unfold(means["alpha"], means["beta"], recording.stream_reduction)
+    if recording.beta.shape[-1] == 1:
+        del histograms["stream_cosine"], histograms["effective_rank"]
+    if not hyper_connected:
+        del means["gains"]
+    layers = _layers(means, histograms)
+    return Measurement(tokens, means["matrix"], means["stream_matrices"], *of_means, error, layers)
+
+
+def unfolding_error(recording: Recording) -> float:
+    """Returns how far C0 times the outputs of the layers is from what the blocks read and from the final hidden state.
+
+    Returns:
+        The largest deviation as a part of the largest value; rounding in the model's dtype if the matrix is right.
+    """
+    matrix, _ = unfold(*_by_token(recording), recording.stream_reduction)
+    outputs = recording.outputs.double().flatten(1, 2).movedim(0, 1)
+    read = torch.cat([recording.block_inputs, recording.final[None]]).double().flatten(1, 2).movedim(0, 1)
+    return ((matrix[:, 1:, :-1] @ outputs - read).abs().max() / read.abs().max()).item()
+
+
+def static_coefficients(model: PreTrainedModel) -> Tensor:
+    """Returns the static part of all coefficients of a hyper-connected model, `[K, N, 2+N]`: read, carry, write."""
+    parts = [torch.cat([c.alpha_bias, c.beta_bias[:, None]], dim=-1).detach().cpu() for c in connections(model)]
+    return torch.stack(parts)
+
+
+def movement(model: PreTrainedModel, recording: Recording) -> Tensor:
+    """Returns how far the dynamic part moves the coefficients of each token.
+
+    Returns:
+        `[K, B, S]`, the root mean square distance of a block's N(2+N) coefficients from their static part.
+
+    Raises:
+        ValueError: the model is residual.
+    """
+    require_streams(model, "The movement of coefficients")
+    distance = _coefficients(recording) - static_coefficients(model)[:, None, None]
+    return distance.square().mean((-2, -1)).sqrt()
+
+
+def effective_rank(streams: Tensor) -> Tensor:
+    """Returns the effective rank of streams: 1 where they are multiples of each other, N where orthogonal and as long.
+
+    It is exp of the entropy of the singular values divided by their sum.
+
+    Args:
+        streams: `[..., N, D]`.
+
+    Returns:
+        `[...]`.
+
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    gram = widen(streams) @ widen(streams).mT
+    squares = torch.linalg.eigvalsh(gram)
+    noise = squares.shape[-1] * torch.finfo(squares.dtype).eps * squares.amax(-1, keepdim=True)
+    values = squares.where(squares > noise, 0).sqrt()
+    return torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
+
+
+def _by_token(recording: Recording) -> tuple[Tensor, Tensor]:
+    """Returns alpha `[T, K, N, 1+N]` and beta `[T, K, N]`, fp64."""
+    return tuple(value.double().flatten(1, 2).movedim(0, 1) for value in (recording.alpha, recording.beta))
+
+
+def _coefficients(recording: Recording) -> Tensor:
+    return torch.cat([recording.alpha, recording.beta.unsqueeze(-1)], dim=-1)
+
+
+def _matrix_sums(recording: Recording) -> dict[str, Tensor]:
+    """Returns sums over the tokens: coefficients, unfolded matrices, and what each layer wrote and contributed."""
+    alpha, beta = _by_token(recording)
+    matrix, stream_matrices = unfold(alpha, beta, recording.stream_reduction)
+    outputs, final = widen(recording.outputs).flatten(1, 2), widen(recording.final).flatten(0, 1)
+    part = matrix[:, -1, :-1].T * (outputs * final).sum(-1) / final.square().sum(-1)
+    return {
+        "tokens": torch.tensor(len(alpha)),
+        "alpha": alpha.sum(0),
+        "beta": beta.sum(0),
+        "matrix": matrix.sum(0),
+        "stream_matrices": stream_matrices.sum(0),
+        "gains": len(alpha) * torch.tensor(gains(alpha).to_numpy()),
+        "contribution": part.sum(1),
+        "output_square": outputs.square().mean(-1).sum(1),
+    }
+
+
+def _movement_sums(recording: Recording, static: Tensor) -> dict[str, Tensor]:
+    """Returns sums over tokens and over pairs of tokens of a window: coefficients, directions of streams."""
+    coefficients = _coefficients(recording).flatten(-2)  # [K, B, S, N(2+N)]
+    directions = normalize(widen(recording.streams), dim=-1)
+    pairs = torch.triu_indices(coefficients.shape[2], coefficients.shape[2], 1)
+    apart, states = [], []
+    for block, direction in zip(coefficients, directions, strict=True):  # one block at a time: S x S is large
+        distances = torch.cdist(block.double(), block.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        apart.append(distances[:, pairs[0], pairs[1]].flatten())
+        cosine = (direction.movedim(-2, 1) @ direction.movedim(-2, 1).mT).mean(1)
+        states.append(1 - cosine[:, pairs[0], pairs[1]].flatten().double())
+    x, y = torch.stack(states), torch.stack(apart)
+    moments = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(-1)
+    return {
+        "moved": (coefficients - static.flatten(1)[:, None, None]).square().mean(-1).sum((1, 2)),
+        "coefficients": coefficients.sum((1, 2)),
+        "coefficient_squares": coefficients.double().square().sum((1, 2)),
+        "directions": directions.sum((1, 2)),
+        "pair_moments": moments,
+    }
+
+
+def _distributions(recording: Recording) -> dict[str, tuple[Tensor, float, float]]:
+    """Returns values of which the distribution over tokens is wanted, `[rows, ...]`, and the range they are in."""
+    inputs, streams = widen(recording.block_inputs), widen(recording.streams)
+    num_streams = streams.shape[-2]
+    directions = normalize(streams, dim=-1)
+    first, second = torch.triu_indices(num_streams, num_streams, 1)
+    return {
+        "similarity": (torch.cosine_similarity(inputs[1:], inputs[:-1], dim=-1), -1, 1),
+        "stream_cosine": ((directions @ directions.mT)[..., first, second], -1, 1),
+        "effective_rank": (effective_rank(streams), 1, max(num_streams, 2)),
+    }
+
+
+class _Histogram:
+    """Counts of values in narrow bins, from which quantiles follow to a ten-thousandth of the range."""
+
+    BINS = 10_000
+
+    def __init__(self, rows: int, low: float, high: float) -> None:
+        self.low, self.width = low, (high - low) / self.BINS
+        self.counts = torch.zeros(rows, self.BINS, dtype=torch.long)
+
+    def add(self, values: Tensor) -> None:
+        bins = ((values.flatten(1) - self.low) / self.width).long().clamp(0, self.BINS - 1)
+        self.counts.scatter_add_(1, bins, torch.ones_like(bins))
+
+    def quantile(self, level: float) -> Tensor:
+        share = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True)
+        return self.low + ((share < level).sum(1) + 0.5) * self.width
+
+
+def _layers(means: dict[str, Tensor], histograms: dict[str, _Histogram]) -> pandas.DataFrame:
+    """Returns the frame of `Measurement.layers` from means over tokens and distributions."""
+    num_blocks = len(means["alpha"])
+    frame = pandas.DataFrame({"name": block_names(num_blocks)}).rename_axis("layer")
+
+    def put(name: str, values: Tensor, first: int) -> None:
+        frame.loc[first : first + len(values) - 1, name] = values.double().numpy()
+
+    for name, histogram in histograms.items():
+        first = num_blocks + 1 - len(histogram.counts)
+        for ending, level in (("", 0.5), ("_low", 0.05), ("_high", 0.95)):
+            put(name + ending, histogram.quantile(level), first)
+    put("output_rms", means["output_square"].sqrt(), 0)
+    put("contribution", means["contribution"], 0)
+    if "gains" in means:
+        put("cancellation", cancellation(means["stream_matrices"]), 0)
+        for name, values in zip(GAIN_COLUMNS, means["gains"].T, strict=True):
+            put(name, values, 1)
+    if "moved" in means:
+        variance = means["coefficient_squares"] - means["coefficients"].square()
+        put("moved", means["moved"].sqrt(), 1)
+        put("varied", variance.clamp_min(0).mean(-1).sqrt(), 1)
+        put("diversity", 1 - means["directions"].square().sum(-1).mean(-1), 1)
+        n, x, y, xx, yy, xy = means["pair_moments"]
+        x, y = x / n, y / n
+        put("diversity_correlation", (xy / n - x * y) / ((xx / n - x * x) * (yy / n - y * y)).sqrt(), 1)
+    return frame
