@@ -1,11 +1,12 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """The operations of functional_hc with hand-written backward passes: same names, signatures, shapes and results.
 
-For the backward pass they keep only what they were given: the streams, once for all three operations, and the block's
-output. No normalised, scaled or mixed copy of the streams outlives the operation that needs it, and every product with
-the streams is one matrix multiplication.
+For the backward pass they keep the streams, once for both operations, the block's output and the coefficients. No
+normalised, scaled or mixed copy of the streams outlives the operation that needs it, each backward pass allocates one
+tensor as large as the streams, and every product with the streams is a matrix multiplication.
 
-Shapes: `...` any leading axes, `N` streams, `D` hidden size, `C` projected columns.
+Shapes: `...` any leading axes, `N` streams, `D` hidden size. `mix` is `[..., N, 1+N+1]`: read, carry and write, in the
+columns of the projection.
 """
 
 import torch
@@ -15,57 +16,88 @@ from torch.autograd import Function
 from .functional_hc import full_precision, wide_dtype, widen
 
 
-def projection(streams: Tensor, weight: Tensor, norm_weight: Tensor | None, eps: float, centered: bool) -> Tensor:
-    """See `functional_hc.projection`."""
+def dynamic_width_connection(
+    streams: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    alpha_scale: Tensor,
+    beta_scale: Tensor,
+    alpha_bias: Tensor,
+    beta_bias: Tensor,
+    use_tanh: bool,
+    eps: float,
+    centered: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `functional_hc.dynamic_width_connection`."""
+    dtype = wide_dtype(streams)
     weight = weight if norm_weight is None else weight * norm_weight
-    return _Projection.apply(streams, weight.to(wide_dtype(streams)), eps, centered)
+    scale = torch.cat([alpha_scale.expand(alpha_bias.shape[-1]), beta_scale])
+    bias = torch.cat([alpha_bias, beta_bias.unsqueeze(-1)], dim=-1)
+    block_input, mix = _call(
+        _DynamicWidth, streams, weight.to(dtype), scale.to(dtype), bias.to(dtype), use_tanh, eps, centered
+    )[:2]
+    return block_input, mix[..., :-1], mix[..., -1]
 
 
 def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
     """See `functional_hc.width_connection`."""
-    return _Width.apply(streams, alpha[..., 0].to(wide_dtype(streams)))
+    return _call(_Width, streams, alpha[..., 0].to(wide_dtype(streams)))
 
 
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """See `functional_hc.depth_connection`."""
     dtype = wide_dtype(streams)
-    return _Depth.apply(streams, block_output, alpha[..., 1:].to(dtype), beta.to(dtype))
+    return _call(_Depth, streams, block_output, alpha[..., 1:].to(dtype), beta.to(dtype))
 
 
-class _Projection(Function):
-    """z = rstd * (u - mean * s), where u = H V^T, s = the row sums of V, V = norm_weight * W."""
+class _DynamicWidth(Function):
+    """z = rstd * (H V^T - mean * s), mix = bias + scale * tanh(z), x = read^T H, where s are the row sums of V.
+
+    Returns x and mix, and for the backward pass z, rstd and mean.
+    """
 
     @staticmethod
-    def forward(streams: Tensor, weight: Tensor, eps: float, centered: bool) -> Tensor:
+    def forward(
+        streams: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, use_tanh: bool, eps: float, centered: bool
+    ) -> tuple[Tensor | None, ...]:
         with full_precision(streams):
-            streams = widen(streams)
-            mean, rstd = _moments(streams, eps, centered)
-            product = streams @ weight.mT
-            return (product - mean * weight.sum(-1) if centered else product) * rstd
+            wide = widen(streams)
+            projected, rstd, mean = _project(wide, weight, eps, centered)
+            mix = torch.addcmul(bias, torch.tanh(projected) if use_tanh else projected, scale)
+            return _row_times(mix[..., 0], wide).to(streams.dtype), mix, projected, rstd, mean
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        streams, weight, ctx.eps, ctx.centered = inputs
-        ctx.save_for_backward(streams, weight, output)
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        streams, weight, scale, _, ctx.use_tanh, ctx.eps, ctx.centered = inputs
+        _, mix, *projection = output
+        ctx.mark_non_differentiable(*(tensor for tensor in projection if tensor is not None))
+        ctx.save_for_backward(streams, weight, scale, mix, *projection)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        streams, weight, projected = ctx.saved_tensors
-        dtype = streams.dtype
+    def backward(ctx, grad_input: Tensor, grad_mix: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        streams, weight, scale, mix, *projection = ctx.saved_tensors
         with full_precision(streams):
-            streams = widen(streams)
-            mean, rstd = _moments(streams, ctx.eps, ctx.centered)
-            grad_product = grad * rstd
-            grad_streams = grad_product @ weight
+            wide, grad_input = widen(streams), widen(grad_input)
+            if torch.is_grad_enabled():  # of the backward pass itself
+                projection = _project(wide, weight, ctx.eps, ctx.centered)
+            projected, rstd, mean = projection
+            bounded = torch.tanh(projected) if ctx.use_tanh else projected
+            grad_read = grad_mix[..., 0] + _row_times(grad_input, wide.mT)
+            grad_mix = torch.cat([grad_read.unsqueeze(-1), grad_mix[..., 1:]], dim=-1)
+            grad = grad_mix * scale * (1 - bounded.square()) if ctx.use_tanh else grad_mix * scale
             # d rstd / d h = -rstd^3 (h - mean) / D
-            slope = (grad * projected).sum(-1, keepdim=True) * rstd.square() / -streams.shape[-1]
-            grad_streams = grad_streams.addcmul_(streams, slope)
-            grad_weight = grad_product.flatten(0, -2).mT @ streams.flatten(0, -2)
+            slope = (grad * projected).sum(-1, keepdim=True) * rstd.square() / -wide.shape[-1]
+            grad = grad * rstd
+            grad_streams = grad @ weight
+            grad_streams.addcmul_(mix[..., :1], grad_input.unsqueeze(-2)).addcmul_(wide, slope)
+            grad_weight = grad.flatten(0, -2).mT @ wide.flatten(0, -2)
             if ctx.centered:
-                grad_mean = (grad_product @ weight.sum(-1, keepdim=True)) / -streams.shape[-1]
-                grad_streams = grad_streams.add_(grad_mean - mean * slope)
-                grad_weight = grad_weight - (grad_product * mean).flatten(0, -2).sum(0).unsqueeze(-1)
-            return grad_streams.to(dtype), grad_weight, None, None
+                grad_mean = (grad @ weight.sum(-1, keepdim=True)) / -wide.shape[-1]
+                grad_streams.add_(grad_mean - mean * slope)
+                grad_weight = grad_weight - (grad * mean).flatten(0, -2).sum(0).unsqueeze(-1)
+            grad_scale = (grad_mix * bounded).flatten(0, -2).sum(0)
+            grad_bias = grad_mix.flatten(0, -3).sum(0)
+            return grad_streams.to(streams.dtype), grad_weight, grad_scale, grad_bias, None, None, None
 
 
 class _Width(Function):
@@ -86,8 +118,7 @@ class _Width(Function):
         with full_precision(streams):
             grad = widen(grad)
             grad_streams = (read.unsqueeze(-1) * grad.unsqueeze(-2)).to(streams.dtype)
-            grad_read = (widen(streams) @ grad.unsqueeze(-1)).squeeze(-1)
-            return grad_streams, grad_read.sum_to_size(read.shape)
+            return grad_streams, _row_times(grad, widen(streams).mT).sum_to_size(read.shape)
 
 
 class _Depth(Function):
@@ -107,7 +138,9 @@ class _Depth(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         streams, block_output, carry, beta = ctx.saved_tensors
         with full_precision(streams):
-            grad = widen(grad)
+            grad = widen(
+                grad
+            ).contiguous()  # the sum over streams hands one gradient to all: products are slow on that
             grad_streams = (carry @ grad).to(streams.dtype)
             grad_output = _row_times(beta, grad).to(block_output.dtype)
             grad_carry = widen(streams) @ grad.mT
@@ -115,12 +148,20 @@ class _Depth(Function):
             return grad_streams, grad_output, grad_carry.sum_to_size(carry.shape), grad_beta.sum_to_size(beta.shape)
 
 
-def _moments(streams: Tensor, eps: float, centered: bool) -> tuple[Tensor | None, Tensor]:
-    mean = streams.mean(-1, keepdim=True) if centered else None
-    norm = torch.linalg.vector_norm(streams - mean if centered else streams, dim=-1, keepdim=True)
-    return mean, torch.rsqrt(norm.square() / streams.shape[-1] + eps)
+def _project(wide: Tensor, weight: Tensor, eps: float, centered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the projection of the normalised streams, and rstd and mean of each stream."""
+    mean = wide.mean(-1, keepdim=True) if centered else None
+    size = torch.linalg.vector_norm(wide - mean if centered else wide, dim=-1, keepdim=True)
+    rstd = torch.rsqrt(size.square() / wide.shape[-1] + eps)
+    product = wide @ weight.mT
+    return (product - mean * weight.sum(-1) if centered else product) * rstd, rstd, mean
 
 
 def _row_times(row: Tensor, matrix: Tensor) -> Tensor:
     """row^T @ matrix. A row cut out of a larger tensor is copied: batched products are slow on its strides."""
     return (row.contiguous().unsqueeze(-2) @ matrix).squeeze(-2)
+
+
+def _call(function: type[Function], *inputs: Tensor | float | bool) -> Tensor | tuple[Tensor | None, ...]:
+    """Calls a function; its forward alone where nothing is differentiated, which a decoded token feels."""
+    return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(*inputs)

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 
 from .autograd_hc import depth_connection as depth_connection_by_hand
-from .autograd_hc import projection as projection_by_hand
+from .autograd_hc import dynamic_width_connection as dynamic_width_connection_by_hand
 from .autograd_hc import width_connection as width_connection_by_hand
 from .functional_hc import depth_connection as reference_depth_connection
-from .functional_hc import projection as reference_projection
+from .functional_hc import dynamic_width_connection as reference_dynamic_width_connection
 from .functional_hc import width_connection as reference_width_connection
 
+Operation = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]
 
-def _dispatched(reference: Callable[..., Tensor], by_hand: Callable[..., Tensor]) -> Callable[..., Tensor]:
+
+def _dispatched(reference: Operation, by_hand: Operation) -> Operation:
     @wraps(reference)
-    def operation(*args: Any, **kwargs: Any) -> Tensor:
+    def operation(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         return (reference if torch.compiler.is_compiling() else by_hand)(*args, **kwargs)
 
     return operation
 
 
-projection = _dispatched(reference_projection, projection_by_hand)
+dynamic_width_connection = _dispatched(reference_dynamic_width_connection, dynamic_width_connection_by_hand)
 width_connection = _dispatched(reference_width_connection, width_connection_by_hand)
 depth_connection = _dispatched(reference_depth_connection, depth_connection_by_hand)

@@ -12,6 +12,8 @@ One block (attention or MLP, its pre-norm included) with hyper-connections is
     block_input = width_connection(streams, alpha)                       read                             Eq. 3
     streams     = depth_connection(streams, block(block_input), alpha, beta)      carry and write         Eq. 4, 5
 
+The first two lines together are `dynamic_width_connection`.
+
 Carrying waits until the block's output is there, so that the carried streams H' never exist beside the streams.
 
 This file is the reference. autograd_hc computes the same with less memory and time; dispatch_hc chooses.
@@ -133,6 +135,35 @@ def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
         wide = widen(streams)
         read = alpha[..., 0].to(wide.dtype).unsqueeze(-2)
         return (read @ wide).squeeze(-2).to(streams.dtype)
+
+
+def dynamic_width_connection(
+    streams: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None,
+    alpha_scale: Tensor,
+    beta_scale: Tensor,
+    alpha_bias: Tensor,
+    beta_bias: Tensor,
+    use_tanh: bool,
+    eps: float,
+    centered: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the coefficients from the streams and reads the block's input with them.
+
+    Args:
+        streams: H, `[..., N, D]`.
+        weight, norm_weight, eps, centered: see `projection`.
+        alpha_scale, beta_scale, alpha_bias, beta_bias, use_tanh: see `coefficients`.
+
+    Returns:
+        The block's input `[..., D]`, in the streams' dtype; alpha `[..., N, 1+N]` and beta `[..., N]`, fp32 or wider.
+
+    Source: Eq. 3, 8-13.
+    """
+    projected = projection(streams, weight, norm_weight, eps, centered)
+    alpha, beta = coefficients(projected, alpha_scale, beta_scale, alpha_bias, beta_bias, use_tanh)
+    return width_connection(streams, alpha), alpha, beta
 
 
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

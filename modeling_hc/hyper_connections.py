@@ -1,8 +1,12 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The variants of hyper-connections: each is a module that computes the pair (alpha, beta) from the streams.
+"""The variants of hyper-connections: each is a module with its own way from the streams to (alpha, beta).
 
-    alpha, beta = connection(streams)
-    streams     = depth_connection(streams, block(width_connection(streams, alpha)), alpha, beta)
+    streams, block_input, alpha, beta = connection(streams)
+    streams, block_input, alpha, beta = next_connection(streams, block(block_input), alpha, beta)
+    streams = depth_connection(streams, next_block(block_input), alpha, beta)
+
+A connection reads the input of its block. Handed the output of the block before, it first finishes that block: writing
+for one block and reading for the next is one step over the streams, the boundary between two blocks.
 
 Shapes: `B` batch, `S` sequence, `N` streams, `D` hidden size; streams are `[B, S, N, D]`.
 
@@ -15,8 +19,7 @@ not say what holds for the two gates, which decay here like the rest of the dyna
 import torch
 from torch import Tensor, nn
 
-from .dispatch_hc import projection
-from .functional_hc import coefficients
+from .dispatch_hc import depth_connection, dynamic_width_connection, width_connection
 
 
 class StaticHyperConnection(nn.Module):
@@ -51,9 +54,25 @@ class StaticHyperConnection(nn.Module):
             "beta_bias": torch.ones(self.num_streams, dtype=torch.float32),
         }
 
-    def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns alpha `[N, 1+N]` and beta `[N]`."""
-        return self.alpha_bias, self.beta_bias
+    def forward(self, streams: Tensor, *unwritten: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Reads the block's input.
+
+        Args:
+            streams: `[B, S, N, D]`.
+            *unwritten: nothing, or the block before: its output `[B, S, D]` and the alpha and beta of its connection,
+                where the streams are the ones that block read.
+
+        Returns:
+            The streams that this block reads `[B, S, N, D]`, its input `[B, S, D]`, alpha `[..., N, 1+N]` and beta
+            `[..., N]`; the leading axes are `B, S` in a dynamic connection and none in a static one.
+        """
+        if unwritten:
+            streams = depth_connection(streams, *unwritten)
+        return streams, *self.width_connection(streams)
+
+    def width_connection(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the block's input, alpha and beta: what one variant does differently from another."""
+        return width_connection(streams, self.alpha_bias), self.alpha_bias, self.beta_bias
 
     def extra_repr(self) -> str:
         return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
@@ -103,13 +122,19 @@ class DynamicHyperConnection(StaticHyperConnection):
         }
         return values | {"norm": torch.ones(self.hidden_size, dtype=torch.float32)} if self.affine else values
 
-    def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns alpha `[B, S, N, 1+N]` and beta `[B, S, N]`, fp32 or wider, for streams `[B, S, N, D]`."""
-        weight = torch.cat([self.alpha_weight, self.beta_weight[None]])
-        norm_weight = self.norm if self.affine else None
-        projected = projection(streams, weight, norm_weight, self.eps, self.centered)
-        return coefficients(
-            projected, self.alpha_scale, self.beta_scale, self.alpha_bias, self.beta_bias, self.use_tanh
+    def width_connection(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the block's input, alpha and beta; these are fp32 or wider."""
+        return dynamic_width_connection(
+            streams,
+            torch.cat([self.alpha_weight, self.beta_weight[None]]),
+            self.norm if self.affine else None,
+            self.alpha_scale,
+            self.beta_scale,
+            self.alpha_bias,
+            self.beta_bias,
+            self.use_tanh,
+            self.eps,
+            self.centered,
         )
 
     def extra_repr(self) -> str:

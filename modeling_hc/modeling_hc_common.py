@@ -5,9 +5,10 @@ A family is the upstream transformers model whose decoder layers are hyper-conne
 opens the streams and the last one closes them, so upstream's model `forward`, norms, caches and state-dict keys stay
 upstream's.
 
-    residual layer                      hyper-connected layer, for each of its two blocks
-    h = h + attn(norm(h))               alpha, beta = attn_hc(H)
-    h = h + mlp(norm(h))                H = depth(H, attn(norm(width(H, alpha))), alpha, beta)
+    residual layer              hyper-connected layer
+    h = h + attn(norm(h))       H, x, alpha, beta = attn_hc(H);   y = attn(norm(x))
+    h = h + mlp(norm(h))        H, x, alpha, beta = mlp_hc(H, y, alpha, beta);   y = mlp(norm(x))
+                                H = depth_connection(H, y, alpha, beta)
 """
 
 import re
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
-from .dispatch_hc import depth_connection, width_connection
+from .dispatch_hc import depth_connection
 from .functional_hc import close_streams, open_streams
 from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
 from .model_card_hc import write_model_card
@@ -66,13 +67,9 @@ class HCDecoderLayerMixin:
         """
         streams = open_streams(hidden_states, self.config.num_streams) if self.layer_idx == 0 else hidden_states
 
-        alpha, beta = self.attn_hc(streams)
-        block_input = width_connection(streams, alpha)
+        streams, block_input, alpha, beta = self.attn_hc(streams)
         block_output, _ = self.self_attn(hidden_states=self.input_layernorm(block_input), **kwargs)
-        streams = depth_connection(streams, block_output, alpha, beta)
-
-        alpha, beta = self.mlp_hc(streams)
-        block_input = width_connection(streams, alpha)
+        streams, block_input, alpha, beta = self.mlp_hc(streams, block_output, alpha, beta)
         block_output = self.mlp(self.post_attention_layernorm(block_input))
         streams = depth_connection(streams, block_output, alpha, beta)
 

@@ -577,7 +577,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
 def coefficients_of(model: PreTrainedModel) -> list[Tensor]:
     found: list[Tensor] = []
     hooks = [
-        module.register_forward_hook(lambda _, __, pair: found.extend(pair))
+        module.register_forward_hook(lambda _, __, outputs: found.extend(outputs[2:]))
         for module in model.modules()
         if isinstance(module, StaticHyperConnection)
     ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modeling_hc import DynamicHyperConnection, StaticHyperConnection
 from modeling_hc.conversion import from_algorithm_2, from_lucidrains, to_algorithm_2, to_lucidrains
-from modeling_hc.functional_hc import depth_connection, width_connection
+from modeling_hc.functional_hc import depth_connection
 
 B, S, D = 2, 7, 24
 
@@ -58,8 +58,8 @@ def block(h: Tensor) -> Tensor:
 
 
 def ours(module: nn.Module, h: Tensor) -> Tensor:
-    alpha, beta = module(h)
-    return depth_connection(h, block(width_connection(h, alpha)), alpha, beta)
+    _, block_input, alpha, beta = module(h)
+    return depth_connection(h, block(block_input), alpha, beta)
 
 
 def backward(output: Tensor, h: Tensor, module: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,7 +69,7 @@ def backward(output: Tensor, h: Tensor, module: nn.Module) -> tuple[Tensor, dict
 
 
 def assert_equal(actual: object, expected: object) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=3e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])

@@ -95,10 +95,14 @@ NORMS = {
 def implementation(request, monkeypatch):
     """Runs the modules on one implementation, whatever the dispatcher would choose."""
     module = IMPLEMENTATIONS[request.param]
-    monkeypatch.setattr("modeling_hc.hyper_connections.projection", module.projection)
-    monkeypatch.setattr("modeling_hc.modeling_hc_common.width_connection", module.width_connection)
-    monkeypatch.setattr("modeling_hc.modeling_hc_common.depth_connection", module.depth_connection)
+    run_on(module, monkeypatch)
     return module
+
+
+def run_on(module, monkeypatch):
+    for operation in ("dynamic_width_connection", "width_connection", "depth_connection"):
+        monkeypatch.setattr(f"modeling_hc.hyper_connections.{operation}", getattr(module, operation))
+    monkeypatch.setattr("modeling_hc.modeling_hc_common.depth_connection", module.depth_connection)
 
 
 VARIANTS = [("static", None, True)] + [("dynamic", norm, use_tanh) for norm in NORMS for use_tanh in (True, False)]
@@ -112,8 +116,7 @@ def test_a_block_equals_the_paper_s_equations_written_as_loops(implementation, n
     matrix = draw(d, d, seed=7)
     streams = draw(2, 3, n, d, seed=8) + 0.3
 
-    alpha, beta = module(streams)
-    block_input = implementation.width_connection(streams, alpha)
+    _, block_input, alpha, beta = module(streams)
     output = torch.sin(block_input @ matrix)
     got = implementation.depth_connection(streams, output, alpha, beta)
 
@@ -129,15 +132,15 @@ def test_a_block_equals_the_paper_s_equations_written_as_loops(implementation, n
 @pytest.mark.parametrize("kind, norm, use_tanh", VARIANTS)
 @pytest.mark.parametrize("n", (1, 3))
 def test_the_hand_written_backward_is_the_derivative(n, kind, norm, use_tanh, monkeypatch):
-    monkeypatch.setattr("modeling_hc.hyper_connections.projection", autograd_hc.projection)
+    run_on(autograd_hc, monkeypatch)
     d = 5
     module, _, _ = connection(kind, n, d, norm, use_tanh)
     names = [name for name, _ in module.named_parameters()]
 
     def site(streams, output, *parameters):
-        alpha, beta = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), streams)
-        block_input = autograd_hc.width_connection(streams, alpha)
-        return block_input, autograd_hc.depth_connection(streams, output + block_input, alpha, beta)
+        named = dict(zip(names, parameters, strict=True))
+        streams, block_input, alpha, beta = torch.func.functional_call(module, named, streams)
+        return block_input, alpha, autograd_hc.depth_connection(streams, output + block_input, alpha, beta)
 
     inputs = [draw(1, n, d, seed=1), draw(1, d, seed=2), *(p.detach().clone() for p in module.parameters())]
     inputs = [tensor.requires_grad_() for tensor in inputs]
@@ -158,10 +161,9 @@ def test_gradients_are_as_near_to_fp64_as_the_reference_s(shape, dtype):
         named = dict(zip((name for name, _ in module.named_parameters()), parameters, strict=True))
         h, y = streams.to(cast(dtype)).requires_grad_(), output.to(cast(dtype)).requires_grad_()
         weight = torch.cat([named["alpha_weight"], named["beta_weight"][None]])
-        projected = implementation.projection(h, weight, named["norm"], 1e-6, False)
-        static = (named["alpha_bias"], named["beta_bias"])
-        alpha, beta = functional_hc.coefficients(projected, named["alpha_scale"], named["beta_scale"], *static)
-        outputs = implementation.width_connection(h, alpha), implementation.depth_connection(h, y, alpha, beta)
+        static = [named[name] for name in ("alpha_scale", "beta_scale", "alpha_bias", "beta_bias")]
+        x, alpha, beta = implementation.dynamic_width_connection(h, weight, named["norm"], *static, True, 1e-6, False)
+        outputs = x, implementation.depth_connection(h, y, alpha, beta)
         upstream = [cotangent.to(cast(dtype)) for cotangent in cotangents]
         return [t.double() for t in (*outputs, *torch.autograd.grad(outputs, [h, y, *parameters], upstream))]
 
@@ -176,10 +178,14 @@ def test_gradients_are_as_near_to_fp64_as_the_reference_s(shape, dtype):
 def test_the_norm_is_exact_where_the_mean_is_large():
     """mean(h^2) - mean(h)^2 would lose every digit here."""
     streams = (100 + draw(1, 2, 64, scale=0.1)).float()
-    weight = draw(3, 64, seed=1)
+    weight = draw(4, 64, seed=1)
     want = nn.functional.layer_norm(streams.double(), (64,), eps=1e-5) @ weight.T
+    one, zeros = torch.ones(1), torch.zeros(2, 3)
     for implementation in IMPLEMENTATIONS.values():
-        got = implementation.projection(streams, weight.float(), None, 1e-5, True)
+        _, alpha, beta = implementation.dynamic_width_connection(
+            streams, weight.float(), None, one, one, zeros, zeros[:, 0], False, 1e-5, True
+        )
+        got = torch.cat([alpha, beta.unsqueeze(-1)], dim=-1)
         torch.testing.assert_close(got.double(), want, rtol=0, atol=0.02 * want.abs().max().item())
 
 
@@ -319,9 +325,8 @@ def test_autocast_does_not_touch_the_coefficients(implementation):
 
     def run(autocast=False):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            alpha, beta = module(streams)
-            block_output = output + implementation.width_connection(streams, alpha)
-            h = implementation.depth_connection(streams, block_output, alpha, beta)
+            _, block_input, alpha, beta = module(streams)
+            h = implementation.depth_connection(streams, output + block_input, alpha, beta)
         return alpha, beta, h, *torch.autograd.grad(h.square().sum(), [streams, *module.parameters()])
 
     for want, got in zip(run(), run(autocast=True), strict=True):
@@ -335,8 +340,8 @@ def test_the_backward_pass_keeps_the_streams_once_and_the_block_s_output():
     streams, output = torch.randn(tokens, n, d, requires_grad=True), torch.randn(tokens, d, requires_grad=True)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
-        alpha, beta = module(streams)
-        dispatch_hc.depth_connection(streams, output + dispatch_hc.width_connection(streams, alpha), alpha, beta)
+        _, block_input, alpha, beta = module(streams)
+        dispatch_hc.depth_connection(streams, output + block_input, alpha, beta)
     large = sum(t.numel() for t in kept.values() if t.numel() >= tokens * d)
     small = sum(t.numel() for t in kept.values() if t.numel() < tokens * d) - (n + 2) * d * 2 - d
     assert large == tokens * (n + 1) * d
@@ -350,8 +355,7 @@ def test_fp32_coefficients_meet_fp64_streams_in_fp64(implementation):
     streams, output = draw(2, 3, 4, 16), draw(2, 3, 16, seed=1)
 
     def run():
-        alpha, beta = module(streams)
-        block_input = implementation.width_connection(streams, alpha)
+        _, block_input, alpha, beta = module(streams)
         return implementation.depth_connection(streams, output + block_input, alpha, beta)
 
     exact = run()
