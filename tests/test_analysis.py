@@ -21,6 +21,7 @@ from modeling_hc.analysis import (
     movement,
     parallel_blocks,
     record,
+    shares,
     static_coefficients,
     unfold,
     unfolding_error,
@@ -73,9 +74,7 @@ def test_the_matrix_times_what_layers_wrote_is_what_every_block_reads_and_the_ou
     family: str, variant: str
 ) -> None:
     recording = record(exact(family, **VARIANTS[variant]), windows()[0])
-    matrix, stream_matrices = unfold(
-        recording.alpha.movedim(0, 2), recording.beta.movedim(0, 2), recording.stream_reduction
-    )
+    matrix, stream_matrices = recording.unfold()
 
     read = torch.einsum("bskj,jbsd->kbsd", matrix[..., 1:, :-1], recording.outputs)
     carried = torch.einsum("kbsft,kbsfd->kbstd", recording.alpha[..., 1:], recording.streams)
@@ -169,15 +168,26 @@ def test_streams_that_hold_an_output_with_opposite_signs_cancel() -> None:
     assert cancellation(held).tolist() == [0, 1, 0]
 
 
+def test_shares_are_what_arrives_and_do_not_depend_on_the_scale_of_rows() -> None:
+    matrix, _ = unfold(*hc([[0, 1], [1, 1]], [[0, 1], [-3, 1]]), "sum")
+
+    parts = shares(matrix, torch.tensor([1.0, 3.0, 4.0]))
+
+    assert parts[1].tolist() == [1, 0, 0, 0]
+    assert parts[2].tolist() == [-0.25, -0.75, 0, 0]
+    assert parts[3].tolist() == [0.125, 0.375, 0.5, 0]
+
+
 def test_gains_are_row_and_column_sums_in_the_paper_s_orientation() -> None:
-    carry = torch.tensor([[1.0, 2.0], [0.0, -4.0]])  # [from, to]: everything flows into stream 2
-    alpha = torch.cat([torch.ones(2, 1), carry], dim=1).expand(2, 2, 3)
+    first = torch.tensor([[1.0, 2.0], [0.0, -4.0]])  # [from, to]: everything flows into stream 2
+    second = torch.tensor([[3.0, 0.0], [1.0, 1.0]])
+    alpha = torch.cat([torch.ones(2, 2, 1), torch.stack([first, second])], dim=-1)
 
     table = gains(alpha)
 
-    twice = (carry @ carry).abs()
-    assert table.loc[2].tolist() == [6, 4, 6, 4]
-    assert table.loc[1].tolist() == [6, 4, twice.sum(0).max(), twice.sum(1).max()]
+    assert table.loc[2].tolist() == [4, 3, 4, 3]
+    # through both: from 1 to (1, 2) by 1 * (3, 0) + 2 * (1, 1) = (5, 2), from 2 by -4 * (1, 1)
+    assert table.loc[1].tolist() == [6, 4, 9, 8]
     shuffled = torch.eye(3)[[2, 0, 1]]
     doubly_stochastic = torch.cat([torch.ones(3, 1), (shuffled + torch.eye(3)) / 2], dim=1).expand(5, 7, 3, 4)
     assert np.allclose(gains(doubly_stochastic), 1)
@@ -263,9 +273,7 @@ def test_dynamic_matrices_are_averaged_over_tokens_and_static_ones_are_exact() -
 
     per_token = []
     for window in windows():
-        recording = record(exact(), window)
-        matrix, _ = unfold(recording.alpha.movedim(0, 2), recording.beta.movedim(0, 2), "sum")
-        per_token.append(matrix.flatten(0, 1))
+        per_token.append(record(exact(), window).unfold()[0].flatten(0, 1))
     assert torch.allclose(dynamic.matrix, torch.cat(per_token).mean(0))
     assert (dynamic.matrix - dynamic.matrix_of_means).abs().max() > 1e-3
     exactly, _ = unfold(parameters[..., :-1], parameters[..., -1], "sum")

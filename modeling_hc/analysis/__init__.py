@@ -9,8 +9,9 @@
 """
 
 from .ablation import ablate_and_rescue
-from .connections import cancellation, gains, parallel_blocks, unfold, weight_by_distance
+from .connections import cancellation, gains, parallel_blocks, shares, unfold, weight_by_distance
 from .measurement import Measurement, effective_rank, measure, movement, static_coefficients, unfolding_error
+from .reading import describe
 from .recording import Recording, block_names, is_hyper_connected, record
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ablate_and_rescue",
     "block_names",
     "cancellation",
+    "describe",
     "effective_rank",
     "gains",
     "is_hyper_connected",
@@ -26,6 +28,7 @@ __all__ = [
     "movement",
     "parallel_blocks",
     "record",
+    "shares",
     "static_coefficients",
     "unfold",
     "unfolding_error",

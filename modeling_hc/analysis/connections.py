@@ -53,6 +53,24 @@ def unfold(alpha: Tensor, beta: Tensor, stream_reduction: str) -> tuple[Tensor, 
     return blocks, streams
 
 
+def shares(matrix: Tensor, output_rms: Tensor) -> Tensor:
+    """Returns which part of what a block reads comes from which layer: weights times what was written.
+
+    The norm with which a block begins ignores the scale of what it reads, so the rows of C0 may have any scale, and
+    the layers write on scales of their own. Shares do not depend on either.
+
+    Args:
+        matrix: C0, or a stream's Ci, `[..., K+2, K+2]`.
+        output_rms: the root mean square of what the layers 0..K wrote, `[..., K+1]`.
+
+    Returns:
+        `[..., K+2, K+2]`, with the signs of the weights; the absolute values in a row sum to 1.
+    """
+    amounts = matrix[..., :-1] * output_rms.unsqueeze(-2)
+    total = amounts.abs().sum(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    return torch.nn.functional.pad(amounts / total, (0, 1))
+
+
 def gains(alpha: Tensor) -> pandas.DataFrame:
     """Returns how much the carry can amplify: the Amax gain of single and of composite carry matrices.
 
@@ -87,7 +105,7 @@ def parallel_blocks(matrix: Tensor, threshold: float = 0.1) -> list[tuple[int, .
     """Finds neighbouring blocks that run in parallel: none of them reads what another has written.
 
     Args:
-        matrix: C0, `[K+2, K+2]`.
+        matrix: C0 or, where layers write on different scales, `shares` of it, `[K+2, K+2]`.
         threshold: a weight counts as none below this part of the largest one that the reading block has for a block.
             The embedding is left out: it may be written on another scale.
 
@@ -110,11 +128,11 @@ def weight_by_distance(matrix: Tensor) -> pandas.DataFrame:
     """Returns how strongly blocks read what was written a number of layers before: long-term decay, or none.
 
     Args:
-        matrix: C0, `[K+2, K+2]`.
+        matrix: C0, or `shares` of it, `[K+2, K+2]`.
 
     Returns:
-        A row for each distance k - j between two blocks, with the mean of |C0[k, j]| over what `attention` has written
-        (odd j) and over what an `mlp` has (even j). Embedding and output are left out.
+        A row for each distance k - j between two blocks, with the mean of absolute values over what `attention` has
+        written (odd j) and over what an `mlp` has (even j). Embedding and output are left out.
     """
     between = matrix[1:-1, 1:-1].abs()
     rows = {}

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from ..functional_hc import widen
-from .connections import GAIN_COLUMNS, cancellation, gains, unfold
+from .connections import GAIN_COLUMNS, cancellation, gains, shares, unfold
 from .recording import Recording, block_names, connections, is_hyper_connected, record, require_streams
 
 
@@ -53,6 +53,11 @@ class Measurement:
     stream_matrices_of_means: Tensor
     error: float
     layers: pandas.DataFrame
+
+    @property
+    def shares(self) -> Tensor:
+        """Which part of what each layer reads comes from which: `connections.shares` of the averaged matrix."""
+        return shares(self.matrix, torch.from_numpy(self.layers.output_rms.to_numpy(copy=True)[:-1]))
 
 
 def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
@@ -102,10 +107,10 @@ def unfolding_error(recording: Recording) -> float:
     Returns:
         The largest deviation as a part of the largest value; rounding in the model's dtype if the matrix is right.
     """
-    matrix, _ = unfold(*_by_token(recording), recording.stream_reduction)
-    outputs = recording.outputs.double().flatten(1, 2).movedim(0, 1)
-    read = torch.cat([recording.block_inputs, recording.final[None]]).double().flatten(1, 2).movedim(0, 1)
-    return ((matrix[:, 1:, :-1] @ outputs - read).abs().max() / read.abs().max()).item()
+    matrix, _ = recording.unfold()
+    read = torch.cat([recording.block_inputs, recording.final[None]]).double()
+    found = torch.einsum("bskj,jbsd->kbsd", matrix[..., 1:, :-1], recording.outputs.double())
+    return ((found - read).abs().max() / read.abs().max()).item()
 
 
 def static_coefficients(model: PreTrainedModel) -> Tensor:
@@ -148,30 +153,26 @@ def effective_rank(streams: Tensor) -> Tensor:
     return torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
 
 
-def _by_token(recording: Recording) -> tuple[Tensor, Tensor]:
-    """Returns alpha `[T, K, N, 1+N]` and beta `[T, K, N]`, fp64."""
-    return tuple(value.double().flatten(1, 2).movedim(0, 1) for value in (recording.alpha, recording.beta))
-
-
 def _coefficients(recording: Recording) -> Tensor:
     return torch.cat([recording.alpha, recording.beta.unsqueeze(-1)], dim=-1)
 
 
 def _matrix_sums(recording: Recording) -> dict[str, Tensor]:
     """Returns sums over the tokens: coefficients, unfolded matrices, and what each layer wrote and contributed."""
-    alpha, beta = _by_token(recording)
-    matrix, stream_matrices = unfold(alpha, beta, recording.stream_reduction)
-    outputs, final = widen(recording.outputs).flatten(1, 2), widen(recording.final).flatten(0, 1)
-    part = matrix[:, -1, :-1].T * (outputs * final).sum(-1) / final.square().sum(-1)
+    matrix, stream_matrices = recording.unfold()
+    alpha, beta = recording.alpha.flatten(1, 2).double(), recording.beta.flatten(1, 2).double()
+    outputs, final = widen(recording.outputs), widen(recording.final)
+    part = matrix[..., -1, :-1].movedim(-1, 0) * (outputs * final).sum(-1) / final.square().sum(-1)
+    tokens = alpha.shape[1]
     return {
-        "tokens": torch.tensor(len(alpha)),
-        "alpha": alpha.sum(0),
-        "beta": beta.sum(0),
-        "matrix": matrix.sum(0),
-        "stream_matrices": stream_matrices.sum(0),
-        "gains": len(alpha) * torch.tensor(gains(alpha).to_numpy()),
-        "contribution": part.sum(1),
-        "output_square": outputs.square().mean(-1).sum(1),
+        "tokens": torch.tensor(tokens),
+        "alpha": alpha.sum(1),
+        "beta": beta.sum(1),
+        "matrix": matrix.sum((0, 1)),
+        "stream_matrices": stream_matrices.sum((0, 1)),
+        "gains": tokens * torch.tensor(gains(alpha.movedim(1, 0)).to_numpy()),
+        "contribution": part.sum((1, 2)),
+        "output_square": outputs.square().mean(-1).sum((1, 2)),
     }
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from .connections import unfold
+
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
@@ -39,6 +41,10 @@ class Recording:
     outputs: Tensor
     final: Tensor
     stream_reduction: str
+
+    def unfold(self) -> tuple[Tensor, Tensor]:
+        """Returns every token's connection matrices: `connections.unfold` with the leading axes `B, S`."""
+        return unfold(self.alpha.movedim(0, 2), self.beta.movedim(0, 2), self.stream_reduction)
 
 
 @torch.no_grad()
