@@ -27,26 +27,23 @@ class Browser:
     """
 
     def __init__(self, profile: Path) -> None:
-        read, self._write = os.pipe()
-        self._read, write = os.pipe()
-        # The browser reads commands from file descriptor 3 and answers on 4.
+        # The browser takes commands from file descriptor 3 and answers on 4.
         self._process = subprocess.Popen(
             [
                 "/bin/sh",
                 "-c",
-                f'exec "$@" 3<&{read} 4>&{write}',
+                'exec "$@" 3<&0 4>&1 0</dev/null 1>&2',
                 "sh",
                 EXECUTABLE,
                 *FLAGS,
                 f"--user-data-dir={profile}",
             ],
-            pass_fds=(read, write),
-            stdout=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(read)
-        os.close(write)
+        self._write, self._read = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._buffer, self._count, self._session = b"", 0, None
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -122,6 +119,4 @@ class Browser:
 
     def close(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        os.close(self._write)
-        os.close(self._read)
+        self._process.communicate()

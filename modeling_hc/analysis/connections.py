@@ -106,16 +106,15 @@ def parallel_blocks(matrix: Tensor, threshold: float = 0.1) -> list[tuple[int, .
 
     Args:
         matrix: C0 or, where layers write on different scales, `shares` of it, `[K+2, K+2]`.
-        threshold: a weight counts as none below this part of the largest one that the reading block has for a block.
-            The embedding is left out: it may be written on another scale.
+        threshold: a weight counts as none below this part of the largest one in its row.
 
     Returns:
         Groups of two or more block numbers, each group as large as it can be, in order.
 
     Source: Section 3.2.
     """
-    strength = matrix[:, 1:-1].abs()
-    relative = matrix.abs() / strength.amax(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    strength = matrix.abs()
+    relative = strength / strength.amax(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
     groups: list[list[int]] = [[]]
     for k in range(1, matrix.shape[-1] - 1):
         if (relative[k, groups[-1]] >= threshold).any():

@@ -55,7 +55,8 @@ def _draw_matrix(ax: Axes, matrix: Tensor, limit: float):
     step = -(-(layers - 1) // 9)
     ticks = np.arange(0, layers, step)
     ax.set(xlabel="layer that was written", xticks=ticks[ticks < layers - 1], yticks=ticks[ticks > 0])
-    ax.tick_params(length=0, pad=6, labelsize=7)
+    ax.set(xlim=(-0.5, layers - 1.5), ylim=(layers - 0.5, 0.5))
+    ax.tick_params(length=0, pad=9, labelsize=7)
     ax.spines[:].set_visible(False)
     return image
 
