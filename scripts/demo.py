@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Trains a small Llama and its hyper-connected twin, evaluates both, and reports: `make demo`.
+"""Trains a small Llama and its hyper-connected twin, evaluates both, looks inside, and reports: `make demo`.
 
     python scripts/demo.py
 
@@ -53,6 +53,7 @@ def main() -> None:
             record.step(f"Training {name}", lambda name=name: train(name))
         record.step("Evaluation", evaluate)
         record.step("Samples", write_samples)
+        record.step("Analysis", analyze)
         report.write_text(render(FOLDER), encoding="utf-8")
     except subprocess.CalledProcessError as error:
         sys.exit(
@@ -144,6 +145,14 @@ def evaluate() -> None:
     """Scores both models with lm-evaluation-harness on code that neither has seen."""
     models = [str(FOLDER / name) for name in MODELS]
     run(["eval/run.py", *models, "--tasks", "stdlib", "--limit", "200", "--output", str(FOLDER / "evaluation.json")])
+
+
+def analyze() -> None:
+    """Shows what the twin's connections learned, beside the residual model."""
+    output = FOLDER / "analysis"
+    if not output.exists():
+        residual, twin = (str(FOLDER / name) for name in MODELS)
+        run(["scripts/analyze.py", twin, "--parent", residual, "--output", str(output)])
 
 
 def write_samples() -> dict[str, Any]:

@@ -123,9 +123,11 @@ def movement(measurement: Measurement) -> Figure:
     correlation.plot(
         layers.index, layers.diversity_correlation, "o-", color=MODELS[0], markersize=3, label="correlation"
     )
-    correlation.plot(layers.index, layers.diversity, "s--", color="#777777", markersize=3, label="diversity of tokens")
+    correlation.plot(
+        layers.index, layers.diversity, "s--", color="#777777", markersize=3, label="mean distance of streams"
+    )
     correlation.set(
-        xlabel="block", ylabel="correlation, streams to coefficients", ylim=(min(0, correlation.get_ylim()[0]), 1)
+        xlabel="block", ylabel="over pairs of tokens", ylim=(min(0, layers.diversity_correlation.min()), 1)
     )
     return _finished(figure)
 

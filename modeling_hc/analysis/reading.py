@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """A written reading of the numbers, finding by finding in the order of the paper's Section 4.5."""
 
+from statistics import median
+
 import pandas
 
 from .connections import parallel_blocks, weight_by_distance
@@ -26,7 +28,8 @@ def describe(
         + (_reach("Of its residual parent", parent) if parent else ""),
         "Parallel blocks": _parallel(measurement),
         "Attention and MLP": _kinds(measurement),
-        "Embedding": _embedding(measurement),
+        "Embedding": _embedding("In the model", measurement)
+        + (_embedding("In its residual parent", parent) if parent else ""),
         "Similarity of inputs": _similarity("of the model", measurement)
         + (_similarity("of its residual parent", parent) if parent else ""),
     }
@@ -85,12 +88,10 @@ def _kinds(measurement: Measurement) -> str:
     )
 
 
-def _embedding(measurement: Measurement) -> str:
-    parts = measurement.shares[1:, 0].abs()
-    return (
-        f"It is {_percent(parts[:-1].median().item())} of what the median block reads, and its part of the final "
-        f"hidden state is {_percent(measurement.layers.contribution[0])}."
-    )
+def _embedding(whose: str, measurement: Measurement) -> str:
+    *blocks, output = measurement.shares[1:, 0].abs().tolist()
+    shares = f"{_percent(median(blocks))} of what the median block reads and {_percent(output)} of the output"
+    return f"{whose}, it is {shares}. "
 
 
 def _similarity(whose: str, measurement: Measurement) -> str:
