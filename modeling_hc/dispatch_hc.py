@@ -1,7 +1,16 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The one rule that picks how an operation is computed: compilers get the reference, which they fuse; eager mode gets
-the hand-written backward passes."""
+"""The one rule that picks how an operation is computed.
 
+Streams on a GPU get the kernels of triton_hc, where these can serve them. Else compilers get the reference, which
+they fuse, and eager mode gets the hand-written backward passes. The environment variable MODELING_HC_KERNELS, read
+when this file is loaded, overrides the rule:
+
+    auto        the rule (default)
+    reference   functional_hc, always
+    triton      the kernels, always; an error where they cannot serve
+"""
+
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -16,17 +25,83 @@ from .functional_hc import depth_connection as reference_depth_connection
 from .functional_hc import dynamic_width_connection as reference_dynamic_width_connection
 from .functional_hc import width_connection as reference_width_connection
 
+KERNELS = os.environ.get("MODELING_HC_KERNELS", "auto")
+if KERNELS not in ("auto", "reference", "triton"):
+    raise ValueError(f"MODELING_HC_KERNELS is auto, reference or triton, not {KERNELS!r}.")
+
+try:
+    from .triton_hc import boundary as fused_boundary
+    from .triton_hc import depth_connection as fused_depth_connection
+    from .triton_hc import dynamic_boundary as fused_dynamic_boundary
+    from .triton_hc import refusal
+except ImportError:
+    if KERNELS == "triton":
+        raise
+
+    def refusal(streams: Tensor) -> str:
+        return "Triton is absent"
+
+
 Operation = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]
 
 
-def _dispatched(reference: Operation, by_hand: Operation) -> Operation:
+def fuses(streams: Tensor) -> bool:
+    """Returns whether the kernels compute what follows on these streams."""
+    return KERNELS == "triton" or (KERNELS == "auto" and streams.is_cuda and refusal(streams) is None)
+
+
+def _unfused(reference: Operation, by_hand: Operation) -> Operation:
     @wraps(reference)
     def operation(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        return (reference if torch.compiler.is_compiling() else by_hand)(*args, **kwargs)
+        compiling = torch.compiler.is_compiling()
+        return (reference if compiling or KERNELS == "reference" else by_hand)(*args, **kwargs)
 
     return operation
 
 
-dynamic_width_connection = _dispatched(reference_dynamic_width_connection, dynamic_width_connection_by_hand)
-width_connection = _dispatched(reference_width_connection, width_connection_by_hand)
-depth_connection = _dispatched(reference_depth_connection, depth_connection_by_hand)
+dynamic_width_connection = _unfused(reference_dynamic_width_connection, dynamic_width_connection_by_hand)
+width_connection = _unfused(reference_width_connection, width_connection_by_hand)
+unfused_depth_connection = _unfused(reference_depth_connection, depth_connection_by_hand)
+
+
+def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """See `functional_hc.depth_connection`."""
+    operation = fused_depth_connection if fuses(streams) else unfused_depth_connection
+    return operation(streams, block_output, alpha, beta)
+
+
+def boundary(streams: Tensor, unwritten: tuple[Tensor, ...], alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Finishes the block before, and reads the next block's input with static coefficients.
+
+    Args:
+        streams: `[..., N, D]`.
+        unwritten: nothing, or what `depth_connection` needs: the output of the block before, and its alpha and beta.
+        alpha: of the next block, `[N, 1+N]`.
+
+    Returns:
+        The streams that the next block reads `[..., N, D]`, and its input `[..., D]`.
+    """
+    if fuses(streams):
+        return fused_boundary(streams, unwritten, alpha)
+    if unwritten:
+        streams = unfused_depth_connection(streams, *unwritten)
+    return streams, width_connection(streams, alpha)
+
+
+def dynamic_boundary(
+    streams: Tensor, unwritten: tuple[Tensor, ...], *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Finishes the block before, computes the next block's coefficients, and reads its input with them.
+
+    Args:
+        streams, unwritten: see `boundary`.
+        *arguments: of `functional_hc.dynamic_width_connection`, but for the streams.
+
+    Returns:
+        The streams that the next block reads `[..., N, D]`; its input, alpha and beta.
+    """
+    if fuses(streams):
+        return fused_dynamic_boundary(streams, unwritten, *arguments)
+    if unwritten:
+        streams = unfused_depth_connection(streams, *unwritten)
+    return streams, *dynamic_width_connection(streams, *arguments)

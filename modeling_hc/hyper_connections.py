@@ -19,7 +19,7 @@ not say what holds for the two gates, which decay here like the rest of the dyna
 import torch
 from torch import Tensor, nn
 
-from .dispatch_hc import depth_connection, dynamic_width_connection, width_connection
+from .dispatch_hc import boundary, dynamic_boundary
 
 
 class StaticHyperConnection(nn.Module):
@@ -66,13 +66,8 @@ class StaticHyperConnection(nn.Module):
             The streams that this block reads `[B, S, N, D]`, its input `[B, S, D]`, alpha `[..., N, 1+N]` and beta
             `[..., N]`; the leading axes are `B, S` in a dynamic connection and none in a static one.
         """
-        if unwritten:
-            streams = depth_connection(streams, *unwritten)
-        return streams, *self.width_connection(streams)
-
-    def width_connection(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the block's input, alpha and beta: what one variant does differently from another."""
-        return width_connection(streams, self.alpha_bias), self.alpha_bias, self.beta_bias
+        streams, block_input = boundary(streams, unwritten, self.alpha_bias)
+        return streams, block_input, self.alpha_bias, self.beta_bias
 
     def extra_repr(self) -> str:
         return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
@@ -122,10 +117,11 @@ class DynamicHyperConnection(StaticHyperConnection):
         }
         return values | {"norm": torch.ones(self.hidden_size, dtype=torch.float32)} if self.affine else values
 
-    def width_connection(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the block's input, alpha and beta; these are fp32 or wider."""
-        return dynamic_width_connection(
+    def forward(self, streams: Tensor, *unwritten: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `StaticHyperConnection.forward`; alpha and beta are fp32 or wider."""
+        return dynamic_boundary(
             streams,
+            unwritten,
             torch.cat([self.alpha_weight, self.beta_weight[None]]),
             self.norm if self.affine else None,
             self.alpha_scale,

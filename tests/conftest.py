@@ -15,6 +15,8 @@ pytest.register_assert_rewrite("contract")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 torch.set_num_threads(1)
 
 

@@ -100,9 +100,9 @@ def implementation(request, monkeypatch):
 
 
 def run_on(module, monkeypatch):
-    for operation in ("dynamic_width_connection", "width_connection", "depth_connection"):
-        monkeypatch.setattr(f"modeling_hc.hyper_connections.{operation}", getattr(module, operation))
-    monkeypatch.setattr("modeling_hc.modeling_hc_common.depth_connection", module.depth_connection)
+    for operation in ("dynamic_width_connection", "width_connection"):
+        monkeypatch.setattr(f"modeling_hc.dispatch_hc.{operation}", getattr(module, operation))
+    monkeypatch.setattr("modeling_hc.dispatch_hc.unfused_depth_connection", module.depth_connection)
 
 
 VARIANTS = [("static", None, True)] + [("dynamic", norm, use_tanh) for norm in NORMS for use_tanh in (True, False)]
