@@ -22,16 +22,22 @@ KINDS = {"attention": ("#009e73", "o"), "MLP": ("#cc79a7", "s"), "embedding": ("
 DIVERGING = "PuOr"
 
 
-def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", limit: float = 1.0) -> Figure:
+def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", limit: float | None = None) -> Figure:
     """Draws connection matrices side by side: rows read, columns were written.
 
     Args:
         matrices: C0, a stream's Ci, or shares of one, `[K+2, K+2]`, by title.
         label: what the values are.
-        limit: weights beyond it get the colour of the limit; the paper draws -1 to 1.
+        limit: values beyond it get the colour of the limit. Unless told it is 1, as in the paper, or where many are
+            larger, so large that a tenth of them lie beyond it.
 
     Source: Figures 7 and 13.
     """
+    if limit is None:
+        values = np.concatenate(
+            [matrix.abs().numpy()[np.tril_indices(len(matrix), -1)] for matrix in matrices.values()]
+        )
+        limit = max(1.0, float(np.quantile(values, 0.9)))
     figure = Figure(figsize=(0.6 + 3.1 * len(matrices), 3.6), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
@@ -74,7 +80,7 @@ def similarity(measurements: Mapping[str, Measurement]) -> Figure:
     ax = figure.subplots()
     for (name, measurement), color in zip(measurements.items(), MODELS, strict=False):
         _band(ax, measurement.layers, "similarity", color, name)
-    ax.set(xlabel="block", ylabel="cosine to the input of the block before", ylim=(None, 1.02))
+    ax.set(xlabel="block", ylabel="cosine to the input before", ylim=(None, 1.02))
     return _finished(figure)
 
 
