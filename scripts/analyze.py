@@ -41,7 +41,7 @@ from modeling_hc.analysis import (
 from modeling_hc.data import stdlib_files
 
 SHOWN_TOKENS = 32  # of the text's beginning, one by one, on the page
-ABLATION_WINDOWS = 4  # each is read twice for every stream and block
+ABLATION_WINDOWS, ABLATION_BLOCKS = 4, 16  # at most; a window is read twice for every stream and block
 
 
 def main() -> None:
@@ -96,8 +96,14 @@ def analyze(
     if twin:
         check_twin(subject, twin, content)
     for one in filter(None, (subject, twin)):
+        print(f"Measuring {one.name}", flush=True)
         one.measurement = measure(one.model, windows)
-    table = ablate_and_rescue(subject.model, windows[:ABLATION_WINDOWS]) if subject.has_streams else None
+    table = None
+    if subject.has_streams:
+        print(f"Ablating the streams of {subject.name}\n", flush=True)
+        num_blocks = 2 * subject.model.config.num_hidden_layers
+        blocks = range(1, num_blocks + 1, -(-num_blocks // ABLATION_BLOCKS))
+        table = ablate_and_rescue(subject.model, windows[:ABLATION_WINDOWS], blocks)
     paragraphs = describe(subject.measurement, twin and twin.measurement, table)
 
     source = text.name if text else "held-out files of Python's standard library"
@@ -130,7 +136,8 @@ def load(name: str) -> Subject:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     is_hyper_connected(model)
-    return Subject(Path(name).resolve().name, model, tokenizer)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return Subject(Path(name).resolve().name, model.to(device), tokenizer)
 
 
 def check_twin(subject: Subject, twin: Subject, content: str) -> None:
@@ -208,10 +215,9 @@ def render(
         "ablation": None,
     }
     if table is not None:
-        data["ablation"] = {
-            name: [rounded(row) for row in (table[name] - table.untouched).unstack("block").to_numpy().tolist()]
-            for name in ("ablated", "rescued")
-        }
+        rises = {name: (table[name] - table.untouched).unstack("block") for name in ("ablated", "rescued")}
+        data["ablation"] = {name: [rounded(row) for row in rise.to_numpy().tolist()] for name, rise in rises.items()}
+        data["ablation"]["blocks"] = rises["ablated"].columns.tolist()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

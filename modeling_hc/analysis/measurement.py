@@ -21,7 +21,7 @@ class Measurement:
 
     Attributes:
         tokens: how many were read.
-        matrix: C0 of every token, averaged over the tokens, `[K+2, K+2]`.
+        matrix: C0 of every token, averaged over the tokens, `[K+2, K+2]`: what figures and readings show.
         stream_matrices: C1..CN likewise, `[N, K+2, K+2]`.
         matrix_of_means: C0 of the averaged coefficients, which is another matrix where they vary together.
         stream_matrices_of_means: C1..CN likewise.

@@ -78,13 +78,18 @@ def _parallel(measurement: Measurement) -> str:
 
 
 def _kinds(measurement: Measurement) -> str:
-    layers, decay = measurement.layers, weight_by_distance(measurement.shares)
-    far = decay.loc[min(5, len(decay)) :].mean()
+    layers, decay = measurement.layers, weight_by_distance(measurement.shares).dropna()
     written = {kind: layers.output_rms[layers.name.str.endswith(kind)].median() for kind in ("attention", "MLP")}
+    text = (
+        f"Attention writes {written['attention']:.3g} and MLP {written['MLP']:.3g} (root mean square, median blocks)."
+    )
+    if decay.empty:  # one layer: its MLP has no block to be read by
+        return text
+    start = min(5, len(decay))
+    far = decay.loc[start:].mean()
     return (
-        f"Attention writes {written['attention']:.3g} and MLP {written['MLP']:.3g} (root mean square, median blocks). "
-        f"Of what a block reads, a block {min(5, len(decay))} or more before it has {_percent(far.attention)} "
-        f"if it is attention, and {_percent(far.mlp)} if it is an MLP."
+        f"{text} Of what a block reads, a block {start} or more before it has {_percent(far.attention)} if it is "
+        f"attention, and {_percent(far.mlp)} if it is an MLP."
     )
 
 
@@ -110,16 +115,17 @@ def _weighted_cancellation(measurement: Measurement) -> float:
 
 def _ablation(table: pandas.DataFrame) -> str:
     rise = table.ablated - table.untouched
-    (block, stream), worst = rise.idxmax(), rise.max()
+    block, stream = rise.idxmax()
     text = (
-        f"Taking a stream away before a block raises the loss by {rise.median():.2g} nats in the median case, and by "
-        f"{worst:.3g} at worst: stream {stream} before block {block}."
+        f"Taking a stream away before a block changes the loss by {rise.median():+.2g} nats in the median case and "
+        f"by {rise.max():+.3g} at worst: stream {stream} before block {block}."
     )
     both = table.dropna()
-    if both.empty:
+    whole = (both.ablated - both.untouched).sum()
+    if whole <= 0:
         return text
-    back = 1 - (both.rescued - both.untouched).sum() / (both.ablated - both.untouched).sum()
-    return f"{text} Given back some blocks later, {_percent(back)} of the whole rise is undone."
+    undone = (both.ablated - both.rescued).sum() / whole
+    return f"{text} Given back some blocks later, {_percent(undone)} of the whole rise is undone."
 
 
 def _range(values: pandas.Series) -> str:
