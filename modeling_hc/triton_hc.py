@@ -626,11 +626,10 @@ class _Site(Function):
 
     @staticmethod
     def backward(ctx, grad_streams: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, block_output, alpha, beta, weight, *_, read, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: a checkpoint hands each out a single time
+        _, block_output, alpha, beta, weight, *_, read, _ = saved
         grads += (None,) * (3 - len(grads))
-        *results, grad_mix, grad_weight = _backward(
-            *ctx.saved_tensors, grad_streams, *grads, ctx.use_tanh, ctx.centered
-        )
+        *results, grad_mix, grad_weight = _backward(*saved, grad_streams, *grads, ctx.use_tanh, ctx.centered)
         grad_streams, grad_output, grad_alpha, grad_beta = results
         if block_output is None:
             grad_output = grad_alpha = grad_beta = None

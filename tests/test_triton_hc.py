@@ -1,0 +1,385 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The kernels against the reference in fp64: on a GPU where there is one, else in Triton's interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, dispatch_hc, functional_hc
+
+pytest.importorskip("triton", reason="Triton runs on Linux x86-64 only")
+from triton.runtime import interpreter
+
+from modeling_hc import triton_hc
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = {"one token": (1,), "ragged": (7,), "batch": (3, 11)}
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """New tensors hold NaN until they are written, and bf16 is rounded; the interpreter would truncate."""
+    widen_or_truncate = interpreter._convert_float
+
+    def convert(values: np.ndarray, source: object, target: object, mode: object) -> np.ndarray:
+        if str(target) != "bf16":
+            return widen_or_truncate(values, source, target, mode)
+        return torch.from_numpy(np.array(values)).bfloat16().view(torch.uint16).numpy()
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
+    return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def problem(shape: tuple[int, ...], n: int, d: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns streams and the part of each block's output that does not depend on them, and all parameters."""
+    activations = {"streams": 0.5 + draw(*shape, n, d, scale=2.0, seed=1), "output": draw(*shape, d, seed=2)}
+    parameters = {}
+    for site in "ab":
+        values = {
+            "weight": draw(n + 2, d, scale=1.5 / d**0.5, seed=ord(site)),
+            "norm": 1 + draw(d, scale=0.3, seed=ord(site) + 1),
+            "alpha_scale": torch.tensor([0.3]),
+            "beta_scale": torch.tensor([0.4]),
+            "alpha_bias": torch.eye(n, n + 1) + draw(n, n + 1, scale=0.3, seed=ord(site) + 2),
+            "beta_bias": 1 + draw(n, scale=0.2, seed=ord(site) + 3),
+        }
+        parameters |= {f"{name}_{site}": value.float() for name, value in values.items()}
+    return {name: value.to(dtype) for name, value in activations.items()}, parameters
+
+
+def two_blocks(
+    module: ModuleType, values: dict[str, Tensor], kind: str, use_tanh: bool, centered: bool, affine: bool
+) -> tuple[Tensor, ...]:
+    """Runs a width connection, a block, a boundary, a block and a depth connection; returns all there is to see."""
+
+    def arguments(site: str) -> list[Tensor | bool | float | None]:
+        if kind == "static":
+            return [values[f"alpha_bias_{site}"]]
+        names = ("weight", "norm", "alpha_scale", "beta_scale", "alpha_bias", "beta_bias")
+        given = [values[f"{name}_{site}"] if affine or name != "norm" else None for name in names]
+        return [*given, use_tanh, 1e-5, centered]
+
+    def mix(site: str, dynamic: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return dynamic or (values[f"alpha_bias_{site}"], values[f"beta_bias_{site}"])
+
+    step = module.boundary if kind == "static" else module.dynamic_boundary
+    streams, x, *dynamic = step(values["streams"], (), *arguments("a"))
+    mix_a = mix("a", tuple(dynamic))
+    streams, x_b, *dynamic = step(streams, (torch.sin(x) + values["output"], *mix_a), *arguments("b"))
+    mix_b = mix("b", tuple(dynamic))
+    return x, streams, x_b, *mix_b, module.depth_connection(streams, torch.sin(x_b), *mix_b)
+
+
+class Reference:
+    """The reference, with boundaries made of its operations."""
+
+    depth_connection = staticmethod(functional_hc.depth_connection)
+
+    @staticmethod
+    def boundary(streams: Tensor, unwritten: tuple, alpha: Tensor) -> tuple[Tensor, ...]:
+        streams = functional_hc.depth_connection(streams, *unwritten) if unwritten else streams
+        return streams, functional_hc.width_connection(streams, alpha)
+
+    @staticmethod
+    def dynamic_boundary(streams: Tensor, unwritten: tuple, *arguments: Tensor) -> tuple[Tensor, ...]:
+        streams = functional_hc.depth_connection(streams, *unwritten) if unwritten else streams
+        return streams, *functional_hc.dynamic_width_connection(streams, *arguments)
+
+
+def results(
+    module: ModuleType | type[Reference],
+    activations: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+    *variant: str | bool,
+    wide: bool = False,
+) -> list[Tensor]:
+    """Returns outputs and gradients, on the CPU in fp64; `wide` computes them in fp64, too."""
+    values = {
+        name: (value.double() if wide else value).to(DEVICE).detach().requires_grad_()
+        for name, value in (activations | parameters).items()
+    }
+    outputs = two_blocks(module, values, *variant)
+    outputs = [output for output in outputs if output.grad_fn]
+    dtype = activations["streams"].dtype
+    seen = [draw(*output.shape, seed=9).to(dtype).to(output) for output in outputs]
+    grads = torch.autograd.grad(outputs, list(values.values()), seen, allow_unused=True)
+    return [tensor.detach().cpu().double() for tensor in (*outputs, *grads) if tensor is not None]
+
+
+VARIANTS = [
+    # streams, D, tokens, dtype, connection, tanh, centered, affine
+    (4, 64, "ragged", torch.float32, "dynamic", True, False, True),
+    (4, 64, "one token", torch.float32, "dynamic", True, True, False),
+    (4, 160, "batch", torch.bfloat16, "dynamic", True, True, True),
+    (4, 384, "ragged", torch.float16, "dynamic", True, False, True),
+    (3, 48, "ragged", torch.float32, "dynamic", False, True, True),
+    (3, 384, "one token", torch.bfloat16, "dynamic", True, False, False),
+    (2, 300, "ragged", torch.float32, "dynamic", True, True, True),
+    (1, 64, "batch", torch.float32, "dynamic", True, False, True),
+    (8, 80, "ragged", torch.float32, "dynamic", True, False, True),
+    (2, 200, "batch", torch.float32, "static", True, False, True),
+    (4, 64, "ragged", torch.bfloat16, "static", True, False, True),
+]
+
+
+@pytest.mark.parametrize("n, d, tokens, dtype, kind, use_tanh, centered, affine", VARIANTS)
+def test_outputs_and_every_gradient_are_as_near_to_fp64_as_the_reference_s(
+    n: int, d: int, tokens: str, dtype: torch.dtype, kind: str, use_tanh: bool, centered: bool, affine: bool
+) -> None:
+    values = problem(SHAPES[tokens], n, d, dtype)
+    variant = kind, use_tanh, centered, affine
+
+    exact = results(Reference, *values, *variant, wide=True)
+    plain = results(Reference, *values, *variant)
+    ours = results(triton_hc, *values, *variant)
+
+    assert len(ours) == len(exact)
+    for number, (want, reference, got) in enumerate(zip(exact, plain, ours, strict=True)):
+        # A gate's gradient is one number, a sum whose terms cancel: the reference may be near to it by chance.
+        units = 8 if want.numel() > 1 else 128
+        floor = units * torch.finfo(torch.float32).eps * want.abs().max()
+        assert (got - want).abs().max() <= 2 * (reference - want).abs().max() + floor, number
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_a_depth_connection_alone_has_the_bits_of_a_boundary(dtype: torch.dtype) -> None:
+    """Block recompute rebuilds with one what the other had made."""
+    activations, parameters = problem((9,), 4, 96, dtype)
+    streams, output = (value.to(DEVICE) for value in activations.values())
+    sites = {name: value.to(DEVICE) for name, value in parameters.items()}
+    arguments = [sites[f"{name}_b"] for name in ("weight", "norm", "alpha_scale", "beta_scale")]
+    mix = sites["alpha_bias_a"], sites["beta_bias_a"]
+
+    alone = triton_hc.depth_connection(streams, output, *mix)
+    static, _ = triton_hc.boundary(streams, (output, *mix), sites["alpha_bias_b"])
+    dynamic, *_ = triton_hc.dynamic_boundary(
+        streams, (output, *mix), *arguments, sites["alpha_bias_b"], sites["beta_bias_b"], True, 1e-5, True
+    )
+
+    assert torch.equal(alone, static) and torch.equal(alone, dynamic)
+
+
+def test_inputs_and_gradients_need_not_be_contiguous() -> None:
+    activations, parameters = problem((3, 5), 2, 64, torch.float32)
+    strided = dict(activations)
+    strided["streams"] = activations["streams"].transpose(0, 1).contiguous().transpose(0, 1)
+    strided["output"] = torch.stack([activations["output"]] * 2, dim=-1)[..., 0]
+    parameters["weight_a"] = parameters["weight_a"].mT.contiguous().mT
+    variant = "dynamic", True, True, True
+
+    for want, got in zip(
+        results(triton_hc, activations, parameters, *variant),
+        results(triton_hc, strided, parameters, *variant),
+        strict=True,
+    ):
+        assert torch.equal(got, want)
+
+    expanded = torch.ones(5, 1, 64, device=DEVICE).expand(5, 2, 64).requires_grad_()
+    written = triton_hc.depth_connection(
+        expanded, torch.ones(5, 64, device=DEVICE), torch.ones(2, 3, device=DEVICE), torch.ones(2, device=DEVICE)
+    )
+    written.sum().backward()
+    assert written.eq(3).all() and expanded.grad.eq(2).all()
+
+
+def test_no_tokens_are_no_trouble() -> None:
+    for kind in ("static", "dynamic"):
+        for got in results(triton_hc, *problem((0,), 2, 64, torch.float32), kind, True, True, True):
+            assert not got.any()
+
+
+def test_the_norm_is_exact_where_the_mean_is_large() -> None:
+    """mean(h^2) - mean(h)^2 would lose every digit here."""
+    streams = (100 + draw(3, 2, 384, scale=0.1)).float()
+    weight = draw(4, 384, seed=1).float()
+    want = nn.functional.layer_norm(streams.double(), (384,), eps=1e-5) @ weight.double().mT
+    one, zeros = torch.ones(1, device=DEVICE), torch.zeros(2, 3, device=DEVICE)
+    _, alpha, beta = triton_hc.dynamic_width_connection(
+        streams.to(DEVICE), weight.to(DEVICE), None, one, one, zeros, zeros[:, 0], False, 1e-5, True
+    )
+    got = torch.cat([alpha, beta.unsqueeze(-1)], dim=-1).cpu().double()
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+def test_tanh_is_exact_to_a_few_units_in_the_last_place() -> None:
+    """Small arguments included, where most formulas cancel."""
+    projected = torch.cat([torch.logspace(-6, 1.2, 128), -torch.logspace(-6, 1.2, 128)]).to(DEVICE)
+    streams = projected[:, None, None].expand(-1, 1, 16).contiguous()
+    weight = torch.zeros(3, 16, device=DEVICE)
+    weight[2, 3] = 1
+    one, zero = torch.ones(1, device=DEVICE), torch.zeros(1, 2, device=DEVICE)
+    eps = 1e12  # rstd is 1e-6, so that tokens keep their sizes
+    _, _, beta = triton_hc.dynamic_width_connection(
+        streams, weight * 1e6, None, one, one, zero, zero[:, 0], True, eps, False
+    )
+    torch.testing.assert_close(beta[:, 0].double(), projected.double().tanh(), rtol=1e-6, atol=0)
+
+
+def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for streams, reason in (
+        (torch.zeros(2, 4, 64, dtype=torch.float64), "torch.float64"),
+        (torch.zeros(2, 9, 64), "up to 8 streams, not 9"),
+    ):
+        streams, alpha = streams.to(DEVICE), torch.zeros(streams.shape[1], streams.shape[1] + 1, device=DEVICE)
+        with pytest.raises(ValueError, match=reason):
+            triton_hc.width_connection(streams, alpha)
+        monkeypatch.setattr(dispatch_hc, "KERNELS", "triton")
+        with pytest.raises(ValueError, match=reason):
+            dispatch_hc.boundary(streams, (), alpha)
+        monkeypatch.setattr(dispatch_hc, "KERNELS", "auto")
+        assert not dispatch_hc.boundary(streams, (), alpha)[1].any()
+
+
+@pytest.mark.parametrize(
+    "value, absent, words",
+    (
+        ("fast", "", "MODELING_HC_KERNELS is auto, reference or triton, not 'fast'"),
+        ("triton", "triton", "need Triton"),
+    ),
+)
+def test_a_demand_that_cannot_be_met_ends_at_import(value: str, absent: str, words: str) -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent.split()!r})); import modeling_hc.dispatch_hc"
+    environment = os.environ | {"MODELING_HC_KERNELS": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode and words in done.stderr
+
+
+def test_the_operators_keep_torch_s_contract_for_compilers() -> None:
+    """Their schemas hold, and they promise, without running, the shapes and strides that they return."""
+    n, d = 2, 64
+    streams, output = torch.randn(5, n, d, device=DEVICE), torch.randn(5, d, device=DEVICE)
+    alpha, beta, one = (torch.randn(*s, device=DEVICE) for s in ((5, n, n + 1), (5, n), (1,)))
+    weight, saved = torch.randn(n + 2, d, device=DEVICE), torch.randn(5, n, n + 4, device=DEVICE)
+    before, nothing = (streams, output, alpha, beta), (None,) * 3
+    checks = ("test_schema", "test_faketensor")
+    for given in (before, (streams, *nothing)):
+        for new in ((weight, one, one, alpha[0], beta[0]), (*nothing, alpha[0], None), (*nothing, None, None)):
+            torch.library.opcheck(triton_hc._forward, (*given, *new, True, 1e-5, True), test_utils=checks)
+        for new, grads in (
+            ((weight, one, one, alpha, saved), (streams, output, alpha, beta)),
+            ((*nothing, alpha[0], None), (streams, output, None, None)),
+            ((*nothing, None, None), (streams, *nothing)),
+        ):
+            torch.library.opcheck(triton_hc._backward, (*given, *new, *grads, True, True), test_utils=checks)
+
+
+def test_a_compiled_model_of_any_length_is_the_eager_one_without_graph_breaks() -> None:
+    torch.use_deterministic_algorithms(False)
+    compiled = torch.compile(two_blocks, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((7,), (5,)):
+        activations, parameters = problem(shape, 3, 48, torch.float32)
+        values = {k: v.to(DEVICE).requires_grad_() for k, v in (activations | parameters).items()}
+
+        def run(function: object, values: dict[str, Tensor] = values) -> list[Tensor]:
+            outputs = function(triton_hc, values, "dynamic", True, True, True)
+            loss = sum(output.square().sum() for output in outputs)
+            return [*outputs, *torch.autograd.grad(loss, list(values.values()))]
+
+        for want, got in zip(run(two_blocks), run(compiled), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def llama(connection: str, seed: int = 0, **fields: int) -> HCLlamaForCausalLM:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2} | fields
+    config = HCLlamaConfig(**sizes, vocab_size=20, num_streams=2, connection=connection, tie_word_embeddings=False)
+    return HCLlamaForCausalLM(config).to(DEVICE)
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch_hc, "KERNELS", "triton")
+    if triton_hc.INTERPRETED:
+        monkeypatch.setattr(triton_hc, "ROWS", 32)  # fewer, larger programs: an interpreter's time is per operation
+
+
+@pytest.mark.parametrize("connection", ("static", "dynamic"))
+def test_checkpointing_and_autocast_change_nothing_but_memory_and_precision(
+    connection: str, with_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.use_deterministic_algorithms(False)
+    model = llama(connection, num_hidden_layers=2).train()
+    ids = torch.arange(20, device=DEVICE).reshape(2, 10)
+
+    def gradients(autocast: bool = False) -> list[Tensor]:
+        model.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            model(ids, labels=ids).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    want = gradients()
+    mixed = gradients(autocast=True)
+    model.gradient_checkpointing_enable()
+    for plain, checkpointed in zip(want, gradients(), strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
+    model.gradient_checkpointing_disable()
+    monkeypatch.setattr(dispatch_hc, "KERNELS", "reference")
+    for plain, reference in zip(want, gradients(), strict=True):
+        torch.testing.assert_close(plain, reference, rtol=1e-3, atol=1e-6)
+    for half, reference in zip(mixed, gradients(autocast=True), strict=True):
+        torch.testing.assert_close(half, reference, rtol=0.05, atol=0.01 * reference.abs().max().item() + 1e-6)
+
+
+@pytest.mark.slow
+def test_a_training_curve_with_kernels_is_the_one_without(with_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far nearer than another seed would be."""
+    torch.use_deterministic_algorithms(False)
+
+    def curve(seed: int) -> Tensor:
+        model = llama("dynamic", seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        generator, losses = torch.Generator().manual_seed(5), []
+        for _ in range(200):
+            start = torch.randint(20, (2, 1), generator=generator)
+            ids = ((start + torch.arange(16)) % 20).to(DEVICE)
+            loss = model(ids, labels=ids, use_cache=False).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return torch.tensor(losses)
+
+    ours = curve(seed=0)
+    monkeypatch.setattr(dispatch_hc, "KERNELS", "reference")
+    plain, other = curve(seed=0), curve(seed=1)
+
+    assert plain[-20:].mean() < 0.5 * plain[:5].mean()
+    assert (ours - plain).abs().mean() < 0.05 * (other - plain).abs().mean()
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_gpus_and_spill_no_registers_up_to_four_streams() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compiled_kernels.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["n"] for kernel in kernels} == {1, 2, 3, 4, 8}
+    assert [kernel for kernel in kernels if kernel["n"] <= 4 and kernel["stack"]] == []
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_offsets_pass_two_to_the_31() -> None:
+    n, d = 4, 2048
+    tokens = 2**31 // (n * d) + 5
+    streams = torch.zeros(tokens, n, d, dtype=torch.bfloat16, device="cuda")
+    streams[-1] = 1
+    alpha, beta = torch.ones(n, n + 1, device="cuda"), torch.ones(n, device="cuda")
+    new, block_input = triton_hc.boundary(streams, (streams[:, 0], alpha, beta), alpha)
+    assert new[-1].eq(n + 1).all() and block_input[-1].eq(n * (n + 1)).all() and not new[:-1].any()
