@@ -95,6 +95,7 @@ def analyze(
     windows = split(subject, content, tokens, window)
     if twin:
         check_twin(subject, twin, content)
+        twin.name += " (parent)" * (twin.name == subject.name)
     for one in filter(None, (subject, twin)):
         print(f"Measuring {one.name}", flush=True)
         one.measurement = measure(one.model, windows)
@@ -155,6 +156,8 @@ def check_twin(subject: Subject, twin: Subject, content: str) -> None:
 
 def read_text(path: Path | None, tokens: int) -> str:
     """Returns as much of a text as can be needed, or of the standard library's held-out files."""
+    if tokens < 2:
+        raise ValueError(f"--tokens {tokens} is too few: at least 2 are needed.")
     enough = 32 * tokens  # characters
     if path is None:
         return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in stdlib_files("validation"))[
@@ -174,7 +177,7 @@ def split(subject: Subject, content: str, tokens: int, window: int) -> list[Tens
         raise ValueError(f"--window {window} must be from 2 to the model's max_position_embeddings={longest}.")
     ids = subject.tokenizer(content, return_tensors="pt", verbose=False)["input_ids"][:, :tokens].long()
     if ids.shape[1] < 2:
-        raise ValueError(f"The text has {ids.shape[1]} tokens, and --tokens is {tokens}: at least 2 are needed.")
+        raise ValueError(f"The text has {ids.shape[1]} tokens, and at least 2 are needed: give a longer --text.")
     return [part for part in ids.split(window, dim=1) if part.shape[1] > 1]
 
 

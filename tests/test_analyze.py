@@ -115,7 +115,7 @@ def test_without_a_text_it_reads_held_out_files_of_the_standard_library(folder: 
         (["static", "--text", "text.txt", "--parent", NAME], "is hyper-connected"),
         (["static", "--text", "text.txt", "--parent", "shallow"], "has 1 layers"),
         (["static", "--text", "text.txt", "--output", "residual"], "is there already"),
-        (["static", "--text", "text.txt", "--tokens", "1"], "--tokens is 1"),
+        (["static", "--text", "text.txt", "--tokens", "1"], "--tokens 1 is too few"),
     ],
 )
 def test_bad_input_ends_in_one_paragraph_and_leaves_nothing(

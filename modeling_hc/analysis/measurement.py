@@ -93,8 +93,6 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
     tokens = int(sums.pop("tokens"))
     means = {name: value / tokens for name, value in sums.items()}
     of_means = unfold(means["alpha"], means["beta"], recording.stream_reduction)
-    if recording.beta.shape[-1] == 1:
-        del histograms["stream_cosine"], histograms["effective_rank"]
     if not hyper_connected:
         del means["gains"]
     layers = _layers(means, histograms)
@@ -180,35 +178,32 @@ def _movement_sums(recording: Recording, static: Tensor) -> dict[str, Tensor]:
     """Returns sums over tokens and over pairs of tokens of a window: coefficients, directions of streams."""
     coefficients = _coefficients(recording).flatten(-2)  # [K, B, S, N(2+N)]
     directions = normalize(widen(recording.streams), dim=-1)
-    pairs = torch.triu_indices(coefficients.shape[2], coefficients.shape[2], 1)
-    apart, states = [], []
-    for block, direction in zip(coefficients, directions, strict=True):  # one block at a time: S x S is large
-        distances = torch.cdist(block.double(), block.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        apart.append(distances[:, pairs[0], pairs[1]].flatten())
+    t, u = torch.triu_indices(coefficients.shape[2], coefficients.shape[2], 1)
+    moments = []
+    for block, direction in zip(coefficients.double(), directions, strict=True):  # one at a time: S x S is large
         cosine = (direction.movedim(-2, 1) @ direction.movedim(-2, 1).mT).mean(1)
-        states.append(1 - cosine[:, pairs[0], pairs[1]].flatten().double())
-    x, y = torch.stack(states), torch.stack(apart)
-    moments = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(-1)
+        distance = torch.cdist(block, block, compute_mode="donot_use_mm_for_euclid_dist")
+        x, y = 1 - cosine[:, t, u].double(), distance[:, t, u]
+        moments.append(torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum((1, 2)))
     return {
         "moved": (coefficients - static.flatten(1)[:, None, None]).square().mean(-1).sum((1, 2)),
         "coefficients": coefficients.sum((1, 2)),
         "coefficient_squares": coefficients.double().square().sum((1, 2)),
         "directions": directions.sum((1, 2)),
-        "pair_moments": moments,
+        "pair_moments": torch.stack(moments, dim=1),
     }
 
 
 def _distributions(recording: Recording) -> dict[str, tuple[Tensor, float, float]]:
     """Returns values of which the distribution over tokens is wanted, `[rows, ...]`, and the range they are in."""
     inputs, streams = widen(recording.block_inputs), widen(recording.streams)
-    num_streams = streams.shape[-2]
-    directions = normalize(streams, dim=-1)
-    first, second = torch.triu_indices(num_streams, num_streams, 1)
-    return {
-        "similarity": (torch.cosine_similarity(inputs[1:], inputs[:-1], dim=-1), -1, 1),
-        "stream_cosine": ((directions @ directions.mT)[..., first, second], -1, 1),
-        "effective_rank": (effective_rank(streams), 1, max(num_streams, 2)),
-    }
+    found = {"similarity": (torch.cosine_similarity(inputs[1:], inputs[:-1], dim=-1), -1, 1)}
+    if (num_streams := streams.shape[-2]) > 1:
+        directions = normalize(streams, dim=-1)
+        i, j = torch.triu_indices(num_streams, num_streams, 1)
+        found["stream_cosine"] = (directions @ directions.mT)[..., i, j], -1, 1
+        found["effective_rank"] = effective_rank(streams), 1, num_streams
+    return found
 
 
 class _Histogram:
