@@ -84,9 +84,8 @@ def analyze(
     checkpoint: str, text: Path | None, parent: str | None, output: Path | None, tokens: int, window: int
 ) -> tuple[Path, str]:
     """Measures, and only then writes. Returns the folder and the reading in Markdown."""
-    output = output or Path(
-        f"{Path(checkpoint).resolve() if Path(checkpoint).is_dir() else Path(checkpoint).name}-analysis"
-    )
+    place = Path(checkpoint).resolve() if Path(checkpoint).is_dir() else Path(checkpoint).name
+    output = output or Path(f"{place}-analysis")
     if output.exists():
         raise ValueError(f"--output {output} is there already: delete it, or name another folder.")
     subject = load(checkpoint)
@@ -160,9 +159,8 @@ def read_text(path: Path | None, tokens: int) -> str:
         raise ValueError(f"--tokens {tokens} is too few: at least 2 are needed.")
     enough = 32 * tokens  # characters
     if path is None:
-        return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in stdlib_files("validation"))[
-            :enough
-        ]
+        files = stdlib_files("validation")
+        return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)[:enough]
     try:
         with path.open(encoding="utf-8") as file:
             return file.read(enough)

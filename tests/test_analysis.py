@@ -2,8 +2,10 @@
 """The numbers of modeling_hc.analysis, against the models' modules, the paper's patterns and plain definitions."""
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import test_modeling_hc_llama
 import test_modeling_hc_olmo
@@ -16,10 +18,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, Qwen
 from modeling_hc.analysis import (
     ablate_and_rescue,
     cancellation,
+    describe,
     gains,
     measure,
     movement,
     parallel_blocks,
+    plots,
     record,
     shares,
     static_coefficients,
@@ -282,7 +286,7 @@ def test_dynamic_matrices_are_averaged_over_tokens_and_static_ones_are_exact() -
     assert "moved" not in static.layers and "moved" in dynamic.layers
 
 
-def test_a_residual_model_and_its_untrained_twin_have_the_same_matrix_and_similarity(tmp_path) -> None:
+def test_a_residual_model_and_its_untrained_twin_have_the_same_matrix_and_similarity(tmp_path: Path) -> None:
     parent = residual()
     parent.save_pretrained(tmp_path)
     twin = FAMILIES["llama"].converted(tmp_path, dtype=torch.float64)
@@ -295,6 +299,50 @@ def test_a_residual_model_and_its_untrained_twin_have_the_same_matrix_and_simila
     assert np.allclose(mine.layers[shared], theirs.layers[shared], atol=1e-4, equal_nan=True)
     assert np.allclose(mine.layers.effective_rank.dropna(), 1, atol=1e-3)
     assert not {"stream_cosine", "effective_rank", "forward", "moved"} & set(theirs.layers)
+
+
+# ---- words and pictures ---------------------------------------------------------------------------------------------
+
+
+def test_the_reading_says_of_an_untrained_twin_what_it_says_of_its_parent(tmp_path: Path) -> None:
+    parent = residual()
+    parent.save_pretrained(tmp_path)
+    twin = FAMILIES["llama"].converted(tmp_path, dtype=torch.float64)
+
+    reading = describe(measure(twin, windows()), measure(parent, windows()))
+
+    for heading, between in (("Where blocks read from", "Of its"), ("Embedding", "In its")):
+        of_twin, of_parent = reading[heading].split(f"{between} residual parent")
+        assert of_twin.split(",", 1)[1].strip() == of_parent.split(",", 1)[1].strip()
+    assert "effective rank of 1 to 1 " in reading["Streams"]
+    assert "moves the coefficients by 0 to 0 " in reading["The dynamic part"]
+    assert not any("nan" in words.split() for words in reading.values())
+
+
+def test_the_reading_names_the_stream_that_is_worth_most() -> None:
+    table = pandas.DataFrame(
+        {"untouched": 2.0, "ablated": [2.5, 3.0, 2.1, 2.0], "rescued": [2.1, 2.5, np.nan, np.nan]},
+        index=pandas.MultiIndex.from_product([[1, 2], [1, 2]], names=["block", "stream"]),
+    )
+
+    words = describe(measure(exact(), windows()), ablation=table)["Ablate and rescue"]
+
+    assert "+1 at worst: stream 2 before block 1" in words
+    assert "60% of the whole rise is undone" in words  # 0.9 of 1.5
+
+
+def test_figures_draw_the_numbers() -> None:
+    model, parent = measure(exact(), windows()), measure(residual(), windows())
+
+    drawn = plots.connection_matrices({"model": model.matrix, "parent": parent.matrix}).axes
+    for ax, matrix in zip(drawn, (model.matrix, parent.matrix), strict=False):
+        values = ax.images[0].get_array()
+        assert np.array_equal(values.compressed(), matrix[1:, :-1][np.tril_indices(7)])
+    assert drawn[0].images[0].norm.vmin == -drawn[0].images[0].norm.vmax
+    (ax,) = plots.similarity({"model": model, "parent": parent}).axes
+    for line, measurement in zip(ax.lines, (model, parent), strict=True):
+        assert np.array_equal(line.get_ydata(), measurement.layers.similarity.dropna())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["model", "parent"]
 
 
 # ---- ablation -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -34,10 +35,8 @@ def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", l
     Source: Figures 7 and 13.
     """
     if limit is None:
-        values = np.concatenate(
-            [matrix.abs().numpy()[np.tril_indices(len(matrix), -1)] for matrix in matrices.values()]
-        )
-        limit = max(1.0, float(np.quantile(values, 0.9)))
+        sizes = [matrix.abs()[np.tril_indices(len(matrix), -1)] for matrix in matrices.values()]
+        limit = max(1.0, float(np.quantile(np.concatenate(sizes), 0.9)))
     figure = Figure(figsize=(0.6 + 3.1 * len(matrices), 3.6), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
@@ -49,7 +48,7 @@ def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", l
     return figure
 
 
-def _draw_matrix(ax: Axes, matrix: Tensor, limit: float):
+def _draw_matrix(ax: Axes, matrix: Tensor, limit: float) -> AxesImage:
     layers = len(matrix)
     unread = np.triu(np.ones((layers, layers), dtype=bool))
     values = np.ma.masked_array(matrix.numpy(), unread)[1:, :-1]

@@ -51,9 +51,13 @@ def describe(
         most = int(layers.moved.idxmax())
         paragraphs["The dynamic part"] = (
             f"It moves the coefficients by {_range(layers.moved)} from their static part (root mean square), most in "
-            f"{layers.name[most]}; between tokens they vary by {_range(layers.varied)}. Tokens whose streams differ "
-            f"more get coefficients that differ more: correlation {_range(layers.diversity_correlation)}."
+            f"{layers.name[most]}; between tokens they vary by {_range(layers.varied)}."
         )
+        if layers.diversity_correlation.notna().any():  # not in an untrained model
+            paragraphs["The dynamic part"] += (
+                " Over pairs of tokens, the distance of their coefficients has a correlation of "
+                f"{_range(layers.diversity_correlation)} with the distance of their streams."
+            )
     if ablation is not None:
         paragraphs["Ablate and rescue"] = _ablation(ablation)
     return paragraphs
