@@ -157,13 +157,13 @@ def test_post_norm_decays_with_distance() -> None:
 
 
 def test_the_parallel_matrices_give_the_jagged_matrix_of_parallel_blocks() -> None:
-    matrix, _ = unfold(*hc(*[PARALLEL_ODD, PARALLEL_EVEN] * 3), "sum")
+    matrix, _ = unfold(*hc(*[PARALLEL_ODD, PARALLEL_EVEN] * 8), "sum")
 
     # Eq. 53: each pair reads h, and the next h is the sum of T(h) + h over both, which doubles the residual.
     row_1, row_3, row_5 = [2], [4, 1, 1], [8, 2, 2, 1, 1]
     for k, row in enumerate([row_1, row_1, row_3, row_3, row_5, row_5, [16, 4, 4, 2, 2, 1, 1]], 1):
-        assert matrix[k].tolist() == row + [0] * (8 - len(row))
-    assert parallel_blocks(matrix) == [(1, 2), (3, 4), (5, 6)]
+        assert matrix[k].tolist() == row + [0] * (18 - len(row))
+    assert parallel_blocks(matrix) == [(k, k + 1) for k in range(1, 17, 2)]
 
 
 def test_streams_that_hold_an_output_with_opposite_signs_cancel() -> None:
@@ -316,6 +316,7 @@ def test_the_reading_says_of_an_untrained_twin_what_it_says_of_its_parent(tmp_pa
         assert of_twin.split(",", 1)[1].strip() == of_parent.split(",", 1)[1].strip()
     assert "effective rank of 1 to 1 " in reading["Streams"]
     assert "moves the coefficients by 0 to 0 " in reading["The dynamic part"]
+    assert reading["Parallel blocks"] == "No neighbouring blocks ignore each other."
     assert not any("nan" in words.split() for words in reading.values())
 
 

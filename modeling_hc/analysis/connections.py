@@ -105,19 +105,18 @@ def parallel_blocks(matrix: Tensor, threshold: float = 0.1) -> list[tuple[int, .
     """Finds neighbouring blocks that run in parallel: none of them reads what another has written.
 
     Args:
-        matrix: C0 or, where layers write on different scales, `shares` of it, `[K+2, K+2]`.
-        threshold: a weight counts as none below this part of the largest one in its row.
+        matrix: C0, `[K+2, K+2]`.
+        threshold: a weight counts as none below this part of the median weight that the block gives to layers.
 
     Returns:
         Groups of two or more block numbers, each group as large as it can be, in order.
 
     Source: Section 3.2.
     """
-    strength = matrix.abs()
-    relative = strength / strength.amax(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    weights = matrix.abs()
     groups: list[list[int]] = [[]]
-    for k in range(1, matrix.shape[-1] - 1):
-        if (relative[k, groups[-1]] >= threshold).any():
+    for k in range(1, len(matrix) - 1):
+        if (weights[k, groups[-1]] >= threshold * weights[k, :k].quantile(0.5)).any():
             groups.append([])
         groups[-1].append(k)
     return [tuple(group) for group in groups if len(group) > 1]

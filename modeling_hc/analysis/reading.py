@@ -76,7 +76,7 @@ def _reach(whose: str, measurement: Measurement) -> str:
 
 
 def _parallel(measurement: Measurement) -> str:
-    groups = parallel_blocks(measurement.shares)
+    groups = parallel_blocks(measurement.matrix)
     found = "; ".join(", ".join(measurement.layers.name[k] for k in group) for group in groups)
     return f"Blocks that hardly read each other: {found}." if groups else "No neighbouring blocks ignore each other."
 
