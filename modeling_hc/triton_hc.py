@@ -482,13 +482,16 @@ def refusal(streams: Tensor) -> str | None:
         return f"they take streams of fp32, bf16 or fp16, not {streams.dtype}"
     if streams.shape[-2] > MAX_STREAMS:
         return f"they take up to {MAX_STREAMS} streams, not {streams.shape[-2]}"
-    if INTERPRETED:
-        return None
-    if not streams.is_cuda:
-        return f"they need a CUDA device, and the streams are on {streams.device}"
-    if torch.version.hip or torch.cuda.get_device_properties(streams.device).major < 8:
-        return "they need an NVIDIA GPU of compute capability 8.0 or higher"
+    if not (INTERPRETED or _can_run(streams.device)):
+        return f"they need an NVIDIA GPU of compute capability 8.0 or higher, and the streams are on {streams.device}"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _can_run(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_properties(device).major >= 8
 
 
 def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
@@ -580,7 +583,7 @@ def _site(
 ) -> tuple[Tensor, ...]:
     """Brings all leading axes to one and back, and coefficients to fp32."""
     if reason := refusal(streams):
-        raise ValueError(f"The kernels of hyper-connections cannot run here: {reason}. Use the reference instead.")
+        raise ValueError(f"The kernels of hyper-connections cannot run: {reason}. MODELING_HC_KERNELS=auto does without.")
     leading, (n, d) = streams.shape[:-2], streams.shape[-2:]
     block_output, alpha, beta = unwritten or (None, None, None)
     if unwritten:
