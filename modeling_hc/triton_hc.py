@@ -583,7 +583,9 @@ def _site(
 ) -> tuple[Tensor, ...]:
     """Brings all leading axes to one and back, and coefficients to fp32."""
     if reason := refusal(streams):
-        raise ValueError(f"The kernels of hyper-connections cannot run: {reason}. MODELING_HC_KERNELS=auto does without.")
+        raise ValueError(
+            f"The kernels of hyper-connections cannot run: {reason}. MODELING_HC_KERNELS=auto does without."
+        )
     leading, (n, d) = streams.shape[:-2], streams.shape[-2:]
     block_output, alpha, beta = unwritten or (None, None, None)
     if unwritten:
@@ -744,7 +746,7 @@ def _backward(
     tokens, n = streams.shape[:2]
     results = _backward_results(streams, block_output, weight)
     *of_inputs, grad_mix, grad_weight = results
-    programs = min(triton.cdiv(tokens, ROWS), _programs_at_once(streams.device))
+    programs = min(triton.cdiv(tokens, ROWS), _programs_at_once(streams))
     mix_sums = streams.new_empty(programs, 2, triton.next_power_of_2(n * (n + 2)), dtype=torch.float32)
     weight_sums = grad_weight.new_empty(programs, *grad_weight.shape)
     if tokens:
@@ -808,9 +810,12 @@ def _sizes(streams: Tensor, columns_per_thread: int) -> dict[str, int]:
     }
 
 
-def _programs_at_once(device: torch.device) -> int:
-    """Returns how many programs of the backward kernel run at once: two on each multiprocessor, by their registers."""
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+def _programs_at_once(streams: Tensor) -> int:
+    """Returns how many programs of the backward kernel run at once: by their registers, 2 or 4 a multiprocessor."""
+    if not streams.is_cuda:
+        return 2
+    per_processor = 4 if streams.shape[1] <= 2 else 2
+    return per_processor * torch.cuda.get_device_properties(streams.device).multi_processor_count
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
