@@ -24,6 +24,7 @@ from .autograd_hc import width_connection as width_connection_by_hand
 from .functional_hc import depth_connection as reference_depth_connection
 from .functional_hc import dynamic_width_connection as reference_dynamic_width_connection
 from .functional_hc import width_connection as reference_width_connection
+from .recompute_hc import record
 
 KERNELS = os.environ.get("MODELING_HC_KERNELS", "auto")
 if KERNELS not in ("auto", "reference", "triton"):
@@ -67,7 +68,7 @@ unfused_depth_connection = _unfused(reference_depth_connection, depth_connection
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """See `functional_hc.depth_connection`."""
     operation = fused_depth_connection if fuses(streams) else unfused_depth_connection
-    return operation(streams, block_output, alpha, beta)
+    return record(streams, block_output, alpha, beta, operation(streams, block_output, alpha, beta))
 
 
 def boundary(streams: Tensor, unwritten: tuple[Tensor, ...], alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +83,10 @@ def boundary(streams: Tensor, unwritten: tuple[Tensor, ...], alpha: Tensor) -> t
         The streams that the next block reads `[..., N, D]`, and its input `[..., D]`.
     """
     if fuses(streams):
-        return fused_boundary(streams, unwritten, alpha)
+        new, block_input = fused_boundary(streams, unwritten, alpha)
+        return (record(streams, *unwritten, new) if unwritten else new), block_input
     if unwritten:
-        streams = unfused_depth_connection(streams, *unwritten)
+        streams = depth_connection(streams, *unwritten)
     return streams, width_connection(streams, alpha)
 
 
@@ -101,7 +103,8 @@ def dynamic_boundary(
         The streams that the next block reads `[..., N, D]`; its input, alpha and beta.
     """
     if fuses(streams):
-        return fused_dynamic_boundary(streams, unwritten, *arguments)
+        new, *read = fused_dynamic_boundary(streams, unwritten, *arguments)
+        return (record(streams, *unwritten, new) if unwritten else new), *read
     if unwritten:
-        streams = unfused_depth_connection(streams, *unwritten)
+        streams = depth_connection(streams, *unwritten)
     return streams, *dynamic_width_connection(streams, *arguments)

@@ -16,7 +16,9 @@ The first two lines together are `dynamic_width_connection`.
 
 Carrying waits until the block's output is there, so that the carried streams H' never exist beside the streams.
 
-This file is the reference. autograd_hc computes the same with less memory and time; dispatch_hc chooses.
+This file is the reference, and what torch.compile gets: it fuses products and sums over the few streams into one pass,
+which batched matrix products would cut into several. Eagerly it is slow and large; autograd_hc computes the same with
+less memory and time, and dispatch_hc chooses.
 
 Coefficients are fp32 (fp64 for fp64 streams) whatever the dtype of the streams and with autocast on or off: in
 bf16 a coefficient near 1 cannot move by less than 0.4 %. Each result is rounded once, to the dtype of the streams.
@@ -133,8 +135,8 @@ def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
     """
     with full_precision(streams):
         wide = widen(streams)
-        read = alpha[..., 0].to(wide.dtype).unsqueeze(-2)
-        return (read @ wide).squeeze(-2).to(streams.dtype)
+        read = alpha[..., 0].to(wide.dtype).unsqueeze(-1)
+        return (read * wide).sum(-2).to(streams.dtype)
 
 
 def dynamic_width_connection(
@@ -184,7 +186,8 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
     """
     with full_precision(streams):
         wide = widen(streams)
-        carried = alpha[..., 1:].to(wide.dtype).mT @ wide
+        carry = alpha[..., 1:].to(wide.dtype).unsqueeze(-1)
+        carried = (carry * wide.unsqueeze(-2)).sum(-3)
         written = beta.to(wide.dtype).unsqueeze(-1) * block_output.unsqueeze(-2)
         return (carried + written).to(streams.dtype)
 

@@ -11,9 +11,11 @@ upstream's.
                                 H = depth_connection(H, y, alpha, beta)
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from os import PathLike
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
 
@@ -29,6 +32,7 @@ from .dispatch_hc import depth_connection
 from .functional_hc import close_streams, open_streams
 from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
 from .model_card_hc import write_model_card
+from .recompute_hc import StreamRecompute
 
 
 class HCDecoderLayerMixin:
@@ -68,15 +72,25 @@ class HCDecoderLayerMixin:
         streams = open_streams(hidden_states, self.config.num_streams) if self.layer_idx == 0 else hidden_states
 
         streams, block_input, alpha, beta = self.attn_hc(streams)
-        block_output, _ = self.self_attn(hidden_states=self.input_layernorm(block_input), **kwargs)
+        block_output, _ = self.self_attn(hidden_states=normalize(self.input_layernorm, block_input), **kwargs)
         streams, block_input, alpha, beta = self.mlp_hc(streams, block_output, alpha, beta)
-        block_output = self.mlp(self.post_attention_layernorm(block_input))
+        block_output = self.mlp(normalize(self.post_attention_layernorm, block_input))
         streams = depth_connection(streams, block_output, alpha, beta)
 
         # Asked at every call: early-exit drafting in `generate` lowers num_hidden_layers for a while.
         if self.layer_idx == self.config.num_hidden_layers - 1:
             return close_streams(streams, self.config.stream_reduction)
         return streams
+
+
+def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
+    """Calls a block's norm so that backward keeps its input only, and computes what lies between once more.
+
+    The streams are what a hyper-connected model keeps besides; this gives a part of that back, for little time.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return norm(block_input)
+    return checkpoint(norm, block_input, use_reentrant=False, preserve_rng_state=False)
 
 
 class HCPreTrainedModelMixin:
@@ -155,6 +169,25 @@ class HCPreTrainedModelMixin:
         """Returns the weights that write to the streams: of the attention and of the MLP."""
         return [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
 
+    def recompute_streams(self, sites: int | None = None) -> None:
+        """Makes the backward passes of this model recompute streams instead of keeping them, with equal results.
+
+        Compiled models ignore it: there the compiler chooses what to keep
+        (`torch._functorch.config.activation_memory_budget`). Layers under gradient checkpointing are recomputed whole.
+
+        Args:
+            sites: keep the streams before every `sites`-th block, counting attention and MLP. By default the square
+                root of the number of blocks, which keeps least; 1 turns recomputation off.
+
+        Raises:
+            ValueError: `sites` is less than 1.
+        """
+        if sites is None:
+            sites = max(1, round(math.sqrt(2 * self.config.num_hidden_layers)))
+        if sites < 1:
+            raise ValueError(f"sites is {sites}; give the number of blocks from one kept set of streams to the next.")
+        self.base_model.recomputed_sites = sites
+
     def save_pretrained(
         self, save_directory: str | PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
@@ -191,6 +224,7 @@ class HCModelMixin:
         self.norm = norm
         self.rotary_emb = rotary_emb
         self.gradient_checkpointing = False
+        self.recomputed_sites = 1  # see recompute_streams
         self.post_init()
 
 
@@ -205,17 +239,19 @@ class HCForCausalLMMixin:
         self.post_init()
 
 
-def reduces_hidden_states(forward: Callable) -> Callable:
-    """Wraps an upstream model's `forward` so that `output_hidden_states` gives `[B, S, D]`, as in every other model.
+def hyper_connected(forward: Callable) -> Callable:
+    """Wraps an upstream model's `forward`: `recompute_streams`, and `output_hidden_states` as in every other model.
 
-    A layer's entry is its streams reduced as the last layer reduces them, so that a converted checkpoint returns its
-    parent's hidden states. For the streams themselves, hook the layers.
+    Hidden states are `[B, S, D]`: a layer's streams reduced as the last layer reduces them, so that a converted
+    checkpoint returns its parent's hidden states. For the streams themselves, hook the layers.
     """
 
     @can_return_tuple
     @wraps(forward)
     def wrapper(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = forward(self, *args, return_dict=True, **kwargs)
+        recompute = self.recomputed_sites > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        with StreamRecompute(self.recomputed_sites, depth_connection) if recompute else nullcontext():
+            outputs = forward(self, *args, return_dict=True, **kwargs)
         if outputs.hidden_states is not None:
             outputs.hidden_states = tuple(
                 close_streams(h, self.config.stream_reduction) if h is not None and h.dim() == 4 else h

@@ -20,7 +20,7 @@ from .modeling_hc_common import (
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
-    reduces_hidden_states,
+    hyper_connected,
 )
 
 
@@ -40,7 +40,7 @@ class HCLlamaModel(HCModelMixin, HCLlamaPreTrainedModel, LlamaModel):
         norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         super().__init__(config, HCLlamaDecoderLayer, norm, LlamaRotaryEmbedding(config))
 
-    forward = reduces_hidden_states(LlamaModel.forward)
+    forward = hyper_connected(LlamaModel.forward)
 
 
 class HCLlamaForCausalLM(HCForCausalLMMixin, HCLlamaPreTrainedModel, LlamaForCausalLM):

@@ -20,7 +20,7 @@ from .modeling_hc_common import (
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
-    reduces_hidden_states,
+    hyper_connected,
 )
 
 
@@ -40,7 +40,7 @@ class HCMistralModel(HCModelMixin, HCMistralPreTrainedModel, MistralModel):
         norm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         super().__init__(config, HCMistralDecoderLayer, norm, MistralRotaryEmbedding(config))
 
-    forward = reduces_hidden_states(MistralModel.forward)
+    forward = hyper_connected(MistralModel.forward)
 
 
 class HCMistralForCausalLM(HCForCausalLMMixin, HCMistralPreTrainedModel, MistralForCausalLM):

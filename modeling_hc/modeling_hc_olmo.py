@@ -18,7 +18,7 @@ from .modeling_hc_common import (
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
-    reduces_hidden_states,
+    hyper_connected,
 )
 
 
@@ -42,7 +42,7 @@ class HCOlmoModel(HCModelMixin, HCOlmoPreTrainedModel, OlmoModel):
         norm = OlmoLayerNorm(config.hidden_size)
         super().__init__(config, HCOlmoDecoderLayer, norm, OlmoRotaryEmbedding(config))
 
-    forward = reduces_hidden_states(OlmoModel.forward)
+    forward = hyper_connected(OlmoModel.forward)
 
 
 class HCOlmoForCausalLM(HCForCausalLMMixin, HCOlmoPreTrainedModel, OlmoForCausalLM):

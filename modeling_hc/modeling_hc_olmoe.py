@@ -21,7 +21,7 @@ from .modeling_hc_common import (
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
-    reduces_hidden_states,
+    hyper_connected,
 )
 
 
@@ -49,7 +49,7 @@ class HCOlmoeModel(HCModelMixin, HCOlmoePreTrainedModel, OlmoeModel):
         norm = OlmoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         super().__init__(config, HCOlmoeDecoderLayer, norm, OlmoeRotaryEmbedding(config))
 
-    forward = reduces_hidden_states(OlmoeModel.forward)
+    forward = hyper_connected(OlmoeModel.forward)
 
 
 class HCOlmoeForCausalLM(HCForCausalLMMixin, HCOlmoePreTrainedModel, OlmoeForCausalLM):

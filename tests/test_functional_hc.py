@@ -171,7 +171,8 @@ def test_gradients_are_as_near_to_fp64_as_the_reference_s(shape, dtype):
     plain = gradients(functional_hc, lambda kept: kept)
     by_hand = gradients(autograd_hc, lambda kept: kept)
     for want, reference, got in zip(exact, plain, by_hand, strict=True):
-        floor = 8 * torch.finfo(torch.float32).eps * want.abs().max()
+        terms = 128 if want.numel() == 1 else 8  # a gate's gradient is one sum, which cancels
+        floor = terms * torch.finfo(torch.float32).eps * want.abs().max()
         assert (got - want).abs().max() <= 2 * (reference - want).abs().max() + floor
 
 

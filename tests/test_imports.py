@@ -17,13 +17,14 @@ ARROWS = {
     "functional_hc": {"torch"},
     "triton_hc": {"torch", "triton"},
     "autograd_hc": {"torch", "functional_hc"},
-    "dispatch_hc": {"torch", "functional_hc", "autograd_hc", "triton_hc"},
-    "hyper_connections": {"torch", "dispatch_hc", "functional_hc"},
+    "dispatch_hc": {"torch", "functional_hc", "autograd_hc", "recompute_hc", "triton_hc"},
+    "recompute_hc": {"torch"},
+    "hyper_connections": {"torch", "dispatch_hc"},
     "configuration_hc": {"transformers", "huggingface_hub"},
     "model_card_hc": {"transformers", "huggingface_hub", "hyper_connections"},
     "modeling_hc_common": {
         *("torch", "transformers", "huggingface_hub"),
-        *("functional_hc", "dispatch_hc", "hyper_connections", "model_card_hc"),
+        *("functional_hc", "dispatch_hc", "hyper_connections", "model_card_hc", "recompute_hc"),
     },
     **{family: {"torch", "transformers", "configuration_hc", "modeling_hc_common"} for family in FAMILIES},
 }

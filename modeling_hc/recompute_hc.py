@@ -1,0 +1,110 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Block recompute: of every run of sites, backward keeps the first streams and makes the others again.
+
+A site is one hyper-connection. The streams of the next site follow from those before, the block's output and the
+coefficients (Eq. 4, 5), and the latter two are kept anyway. So of N D numbers a token and site N D / sites are left,
+for one more depth connection; the values are the same to the last bit. What `torch.utils.checkpoint` covers is not
+touched: whole layers under gradient checkpointing are recomputed as ever.
+
+Source: the recomputation of mHC (arXiv 2512.24880, Eq. 20), for the hyper-connections of arXiv 2409.19606.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+DepthConnection = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class _Run:
+    """The first streams of a run of sites, and per site what leads to the next streams."""
+
+    def __init__(self, streams: Tensor) -> None:
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._made = [streams.detach()]
+        self._asked: int | None = None
+
+    def add(self, block_output: Tensor, alpha: Tensor, beta: Tensor) -> None:
+        # A static connection's coefficients are parameters, which a sharding optimizer takes away between two uses.
+        alpha, beta = (c.detach() if c.dim() > 2 else c.detach().clone() for c in (alpha, beta))
+        self.steps.append((block_output.detach(), alpha, beta))
+
+    @torch.no_grad()
+    def streams(self, index: int, depth_connection: DepthConnection) -> Tensor:
+        """Returns the streams after `index` steps. Backward asks from the last to the first, twice for each."""
+        while len(self._made) <= index:
+            self._made.append(depth_connection(self._made[-1], *self.steps[len(self._made) - 1]))
+        streams = self._made[index]
+        del self._made[max(index + (self._asked != index), 1) :]
+        self._asked = index
+        return streams
+
+
+class StreamRecompute(saved_tensors_hooks):
+    """Context in which a forward pass keeps the streams of every `sites`-th site for its backward pass.
+
+    Args:
+        sites: length of a run, at least 1. The square root of the number of sites keeps least.
+        depth_connection: makes the streams again; the function that makes them in the forward pass.
+    """
+
+    def __init__(self, sites: int, depth_connection: DepthConnection) -> None:
+        super().__init__(self._pack, self._unpack)
+        self._sites = sites
+        self._depth_connection = depth_connection
+        self._run: _Run | None = None
+        self._latest: Tensor | None = None  # held, so that no other tensor can have its address
+
+    def __enter__(self) -> None:
+        self._token: Token = _ACTIVE.set(self)
+        super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        _ACTIVE.reset(self._token)
+        self._run = self._latest = None
+
+    def record(self, streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor, new: Tensor) -> None:
+        """Takes note of how new streams were made."""
+        if self._run is None or not _same(streams, self._latest):
+            self._run = _Run(streams)
+        if len(self._run.steps) + 1 < self._sites:
+            self._run.add(block_output, alpha, beta)
+        else:
+            self._run = _Run(new)
+        self._latest = new
+
+    def _pack(self, tensor: Tensor) -> Tensor | tuple[_Run, int]:
+        if self._run is not None and self._run.steps and _same(tensor, self._latest):
+            return self._run, len(self._run.steps)
+        return tensor
+
+    def _unpack(self, packed: Tensor | tuple[_Run, int]) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        run, index = packed
+        return run.streams(index, self._depth_connection)
+
+
+_ACTIVE: ContextVar[StreamRecompute | None] = ContextVar("stream_recompute", default=None)
+
+
+def record(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor, new: Tensor) -> Tensor:
+    """Tells the `StreamRecompute` that is active, if one is, how new streams were made, and returns them."""
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and (active := _ACTIVE.get()) is not None:
+        active.record(streams, block_output, alpha, beta, new)
+    return new
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are the same memory: hooks and wrappers hand a tensor on as an alias."""
+    return (
+        other is not None
+        and one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+    )

@@ -1,0 +1,157 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Block recompute: the same numbers to the last bit, with less kept for the backward pass."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, HCOlmoeConfig, HCOlmoeForCausalLM
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+IDS = torch.arange(60).view(2, 30) % 64
+
+
+def model(family: str = "llama", **fields) -> HCLlamaForCausalLM | HCOlmoeForCausalLM:
+    """A model whose streams differ from one another, as after training."""
+    torch.manual_seed(0)
+    if family == "llama":
+        net = HCLlamaForCausalLM(HCLlamaConfig(**SIZES | fields))
+    else:
+        net = HCOlmoeForCausalLM(HCOlmoeConfig(**SIZES | fields, num_experts=4, num_experts_per_tok=2))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "_hc." in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return net.train()
+
+
+def gradients(net: torch.nn.Module, autocast: bool = False) -> list[Tensor]:
+    net.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = net(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in net.parameters())]
+
+
+def kept(net: torch.nn.Module) -> int:
+    """Bytes that a forward pass leaves allocated while its loss can be differentiated."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss = net(input_ids=IDS, labels=IDS, use_cache=False).loss
+    del loss
+    return sum(e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+
+
+def assert_identical(one: list[Tensor], other: list[Tensor]) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe"])
+@pytest.mark.parametrize("connection", ["static", "dynamic"])
+@pytest.mark.parametrize("sites", [None, 2, 5, 8, 100])
+def test_recomputed_streams_give_every_gradient_to_the_last_bit(family: str, connection: str, sites: int) -> None:
+    net = model(family, connection=connection)
+    want = gradients(net)
+    net.recompute_streams(sites)
+    assert_identical(gradients(net), want)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recompute_is_exact_in_half_precision_and_under_autocast(dtype: torch.dtype, autocast: bool) -> None:
+    net = model().to(dtype)
+    want = gradients(net, autocast)
+    net.recompute_streams()
+    assert_identical(gradients(net, autocast), want)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recompute_goes_with_gradient_checkpointing_and_keeps_no_more_than_it(reentrant: bool) -> None:
+    net = model(hidden_size=256)
+    net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    net.enable_input_require_grads()
+    want, checkpointed = gradients(net), kept(net)
+    net.recompute_streams()
+    assert_identical(gradients(net), want)
+    assert kept(net) <= checkpointed * 1.01
+
+
+def test_of_every_run_of_sites_only_the_first_streams_are_kept() -> None:
+    net = model(num_streams=8)
+    streams = IDS.numel() * 8 * 32 * 4
+    everything = kept(net)
+    net.recompute_streams(4)
+    assert (everything - kept(net)) / streams == pytest.approx(6, abs=0.5)  # of 8 sites, 2 are kept
+
+
+def test_a_second_derivative_and_a_second_backward_pass_see_recomputed_streams_too() -> None:
+    net = model()
+    embeddings = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    net.set_attn_implementation("eager")
+
+    def derivatives() -> list[Tensor]:
+        loss = net(inputs_embeds=embeddings, use_cache=False).logits.square().mean()
+        (first,) = torch.autograd.grad(loss, embeddings, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), embeddings, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, embeddings)
+        return [first.detach(), second, again]
+
+    want = derivatives()
+    net.recompute_streams(4)
+    assert_identical(derivatives(), want)
+    assert want[1].abs().max() > 0
+
+
+def test_fewer_than_one_site_is_refused() -> None:
+    with pytest.raises(ValueError, match="sites is 0"):
+        model().recompute_streams(0)
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from test_recompute_hc import IDS, model
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+for connection in ("static", "dynamic"):
+    for wrap in ("ddp", "fsdp2"):
+        results = []
+        for sites in (1, 4):
+            net = model(connection=connection)
+            net.recompute_streams(sites)
+            if wrap == "ddp":
+                wrapped = DistributedDataParallel(net)
+            else:
+                for layer in net.model.layers:
+                    fully_shard(layer)
+                wrapped = fully_shard(net)
+            ids = IDS[dist.get_rank() :][:1]
+            wrapped(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            results.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), (connection, wrap)
+        assert any(g.abs().max() > 0 for g in results[0])
+dist.destroy_process_group()
+"""
+
+
+def test_recompute_is_exact_in_two_processes_under_ddp_and_fsdp2(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
