@@ -173,7 +173,8 @@ class HCPreTrainedModelMixin:
         """Makes the backward passes of this model recompute streams instead of keeping them, with equal results.
 
         Compiled models ignore it: there the compiler chooses what to keep
-        (`torch._functorch.config.activation_memory_budget`). Layers under gradient checkpointing are recomputed whole.
+        (`torch._functorch.config.activation_memory_budget`). Under gradient checkpointing, whole layers are recomputed
+        instead.
 
         Args:
             sites: keep the streams before every `sites`-th block, counting attention and MLP. By default the square
@@ -249,7 +250,9 @@ def hyper_connected(forward: Callable) -> Callable:
     @can_return_tuple
     @wraps(forward)
     def wrapper(self, *args: Any, **kwargs: Any) -> Any:
-        recompute = self.recomputed_sites > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        whole_layers = self.gradient_checkpointing and self.training
+        recompute = self.recomputed_sites > 1 and torch.is_grad_enabled() and not whole_layers
+        recompute = recompute and not torch.compiler.is_compiling()
         with StreamRecompute(self.recomputed_sites, depth_connection) if recompute else nullcontext():
             outputs = forward(self, *args, return_dict=True, **kwargs)
         if outputs.hidden_states is not None:

@@ -3,8 +3,7 @@
 
 A site is one hyper-connection. The streams of the next site follow from those before, the block's output and the
 coefficients (Eq. 4, 5), and the latter two are kept anyway. So of N D numbers a token and site N D / sites are left,
-for one more depth connection; the values are the same to the last bit. What `torch.utils.checkpoint` covers is not
-touched: whole layers under gradient checkpointing are recomputed as ever.
+for one more depth connection; the values are the same to the last bit.
 
 Source: the recomputation of mHC (arXiv 2512.24880, Eq. 20), for the hyper-connections of arXiv 2409.19606.
 """

@@ -172,6 +172,10 @@ def prepare(
         train, held_out = load_documents(data_args)
     tokenizer = make_tokenizer(data_args.tokenizer or model_args.model_name_or_path, data_args, config, train)
     model = make_model(model_args, config, tokenizer)
+    if model_args.recompute_streams:
+        if not hasattr(model, "recompute_streams"):
+            raise ValueError(f"recompute_streams is true, but {model.config.model_type} has no streams; leave it out.")
+        model.recompute_streams()
     if model_args.lora_r is not None:
         model = with_lora(model, model_args.lora_r)
     with args.main_process_first(desc="tokenizing the data"):

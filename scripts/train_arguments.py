@@ -27,6 +27,13 @@ class ModelArguments:
             "that training starts from the checkpoint's exact outputs."
         },
     )
+    recompute_streams: bool = field(
+        default=False,
+        metadata={
+            "help": "Make most residual streams again for the backward pass instead of keeping them: the same numbers "
+            "with less memory, in less time than with gradient_checkpointing. Compiled models ignore it."
+        },
+    )
     lora_r: int | None = field(
         default=None,
         metadata={

@@ -2,6 +2,7 @@
 """The mathematics against a loop-by-loop fp64 transcription of the paper's equations, and against section 3.2."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from modeling_hc import (
     DynamicHyperConnection,
     HCLlamaConfig,
+    HCLlamaForCausalLM,
     HCLlamaModel,
     StaticHyperConnection,
     autograd_hc,
@@ -363,3 +365,55 @@ def test_fp32_coefficients_meet_fp64_streams_in_fp64(implementation):
     module.float()
     assert run().dtype == torch.float64
     torch.testing.assert_close(run(), exact, rtol=0, atol=1e-6)
+
+
+def test_compiled_gradients_are_as_near_to_fp64_as_the_eager_reference_s():
+    """At magnitudes of a deep network, where a compiled backward pass of others overflowed."""
+    n, d = 4, 64
+    module, _, _ = connection("dynamic", n, d)
+    streams, output = draw(2, 21, n, d, scale=300.0, seed=1), draw(2, 21, d, scale=30.0, seed=2)
+
+    def site(streams, output, weight, norm, *static):
+        x, alpha, beta = functional_hc.dynamic_width_connection(streams, weight, norm, *static, True, 1e-6, False)
+        return x, functional_hc.depth_connection(streams, output, alpha, beta)
+
+    def gradients(function, dtype):
+        named = dict(module.named_parameters())
+        weight = torch.cat([named["alpha_weight"], named["beta_weight"][None]])
+        names = ("norm", "alpha_scale", "beta_scale", "alpha_bias", "beta_bias")
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (streams, output, weight, *map(named.get, names))]
+        outputs = function(*inputs)
+        return [t.double() for t in torch.autograd.grad(outputs, inputs, [torch.ones_like(o) for o in outputs])]
+
+    exact, plain = gradients(site, torch.float64), gradients(site, torch.float32)
+    compiled = gradients(torch.compile(site, fullgraph=True, backend="inductor"), torch.float32)
+    for want, reference, got in zip(exact, plain, compiled, strict=True):
+        terms = 128 if want.numel() == 1 else 8
+        floor = terms * torch.finfo(torch.float32).eps * want.abs().max()
+        assert (got - want).abs().max() <= 2 * (reference - want).abs().max() + floor
+
+
+def test_two_hundred_steps_by_hand_and_by_autograd_differ_by_less_than_two_seeds(monkeypatch):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = (Path(__file__).read_bytes() * 4)[: 200 * 4 * 32]
+    batches = torch.tensor(list(text)).view(200, 4, 32)
+
+    def curve(module, seed):
+        with monkeypatch.context() as patch:
+            run_on(module, patch)
+            torch.manual_seed(seed)
+            model = HCLlamaForCausalLM(HCLlamaConfig(vocab_size=256, **sizes))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            losses = []
+            for batch in batches:
+                loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+        return torch.tensor(losses)
+
+    reference, by_hand = curve(functional_hc, seed=0), curve(autograd_hc, seed=0)
+    noise = (curve(functional_hc, seed=1) - reference).abs().mean()
+    assert reference[-20:].mean() < 0.8 * reference[:20].mean()
+    assert (by_hand - reference).abs().mean() < 0.1 * noise

@@ -168,6 +168,11 @@ def whole(home) -> Path:
     return run(home, "whole", config=f"{home}/hc.json", **DROPOUT)
 
 
+def test_recomputed_streams_train_the_same_weights(home, whole):
+    again = run(home, "recomputed", config=f"{home}/hc.json", recompute_streams=True, **DROPOUT)
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home, whole):
     resumed = home / "resumed"
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
@@ -383,6 +388,7 @@ BAD_INPUT = {
         {"resume_from_checkpoint": "{home}/residual/checkpoint-3"},
         ["resume_from_checkpoint", "residual", "output_dir", "model_name_or_path"],
     ),
+    "streams of a residual model": ({"recompute_streams": True}, ["recompute_streams", "llama"]),
     "no such tracker": ({"report_to": "trackr"}, ["trackr"]),
     "nothing to resume": ({"resume_from_checkpoint": True}, ["resume_from_checkpoint", "output_dir"]),
 }
