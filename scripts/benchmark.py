@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -326,7 +327,7 @@ def benchmark(args: argparse.Namespace) -> dict:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "modeling_hc": modeling_hc.__version__,
-            "hyper_connections": version("hyper-connections"),
+            "hyper_connections": version("hyper-connections") if find_spec("hyper_connections") else None,
             "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
         },
         "rows": rows,
@@ -407,6 +408,9 @@ def main() -> None:
         kind, _, n = name.partition("-")
         if name != "stock" and (kind not in (*OURS, *RIVALS) or not n.isdigit() or int(n) < 1):
             parser.error(f"--variants: {name!r} is not one of {'-N, '.join((*OURS, *RIVALS))}-N with N at least 1")
+    if not find_spec("hyper_connections"):
+        args.variants = [name for name in args.variants if not name.startswith("lucidrains")]
+        print("The package hyper-connections is not installed: there are no rows of lucidrains.", file=sys.stderr)
     if args.output and args.output.exists():
         parser.error(f"--output: {args.output} exists; choose another name or remove it")
     if args.rounds < 2:
