@@ -27,7 +27,7 @@ class _Run:
         self._asked: int | None = None
 
     def add(self, block_output: Tensor, alpha: Tensor, beta: Tensor) -> None:
-        # A static connection's coefficients are parameters, which a sharding optimizer takes away between two uses.
+        # A static connection's coefficients are parameters, which FSDP2 takes away between two uses.
         alpha, beta = (c.detach() if c.dim() > 2 else c.detach().clone() for c in (alpha, beta))
         self.steps.append((block_output.detach(), alpha, beta))
 

@@ -105,7 +105,7 @@ def test_the_norm_inside_a_hyper_connection_is_the_family_s_own(family: str) -> 
         connection.norm.copy_(weight.normal_())
     streams = 1e-2 * torch.randn(2, 3, 4, 16)  # small, so that eps matters
 
-    alpha, _ = connection(streams)
+    _, _, alpha, _ = connection(streams)
 
     assert torch.allclose(alpha, norm(streams)[..., :5], atol=1e-5)
 
