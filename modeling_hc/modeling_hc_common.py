@@ -185,8 +185,8 @@ class HCPreTrainedModelMixin:
         """
         if sites is None:
             sites = max(1, round(math.sqrt(2 * self.config.num_hidden_layers)))
-        if sites < 1:
-            raise ValueError(f"sites is {sites}; give the number of blocks from one kept set of streams to the next.")
+        if not isinstance(sites, int) or sites < 1:
+            raise ValueError(f"sites is {sites!r}; give a whole number of blocks, 1 or more.")
         self.base_model.recomputed_sites = sites
 
     def save_pretrained(
