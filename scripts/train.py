@@ -40,6 +40,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
+from modeling_hc.losses import block_sums
 from modeling_hc.recipes import build_config, load_recipe
 
 
@@ -149,16 +150,6 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
             task_type="CAUSAL_LM",
         ),
     )
-
-
-def block_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Reduces the logits of a batch, before they are gathered, to [nll, correct, tokens] of each block: `[B, 3]`."""
-    if not isinstance(logits, torch.Tensor):  # a mixture of experts also returns what its router did
-        logits = next(entry for entry in logits if isinstance(entry, torch.Tensor) and entry.dim() == 3)
-    logits, labels = logits[:, :-1].float(), labels[:, 1:]
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    correct = (logits.argmax(-1) == labels).sum(-1)
-    return torch.stack([nll.view_as(labels).sum(-1), correct, (labels != -100).sum(-1)], dim=-1)
 
 
 def prepare(

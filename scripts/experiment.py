@@ -1,0 +1,419 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Runs experiments: variants of hyper-connections against their residual twin, on equal data, with several seeds.
+
+    python scripts/experiment.py run configuration/experiments/llama-0.3m.yaml [--variants residual dhc-4] [--seeds 0]
+    accelerate launch scripts/experiment.py run ...
+    python scripts/experiment.py evaluate configuration/experiments/llama-0.3m.yaml    HellaSwag and ARC, lm-eval
+    python scripts/experiment.py time configuration/experiments/llama-0.3m.yaml        a step of each variant
+    python scripts/experiment.py report                                                tables and figures of all results
+    python scripts/experiment.py check configuration/experiments/llama-0.3m.yaml       a small part, run anew
+
+`run` skips what is done, goes on with what was begun, and may be started several times at once: each takes the runs
+that no other one has. A run leaves its model in runs/experiments/EXPERIMENT/VARIANT-sSEED, and its numbers as
+results/EXPERIMENT/VARIANT-sSEED.json, which is all that `report` reads.
+"""
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from experiment_setup import Blocks, Experiment, Tokens, Variant, load_experiment, load_tokens
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+import modeling_hc
+from modeling_hc.losses import block_sums
+
+FINISHED, PAUSED = "finished", "paused"
+
+
+class ExperimentTrainer(Trainer):
+    """The stock Trainer, but that a variant may name parameters that do not decay."""
+
+    undecayed: str | None = None
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not (self.undecayed and re.search(self.undecayed, name))]
+
+
+class Clock(TrainerCallback):
+    """Puts the seconds spent in training steps beside every evaluation, and ends a call whose time is over."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.seconds = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+
+    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter() - self._start
+        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[-1]["seconds"] = round(self.seconds, 3)
+
+
+class Bar(TrainerCallback):
+    """One line of progress; the Trainer's own would print every step's loss."""
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        label = args.run_name if state.is_world_process_zero else None
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=label, disable=label is None, leave=False)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+        self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "eval_nll") if key in logs})
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def make_model(experiment: Experiment, name: str, seed: int, work: Path) -> PreTrainedModel:
+    """Builds a variant's model, or loads the one that the experiment starts from into its configuration."""
+    variant = experiment.variants[name]
+    config = experiment.config(name)
+    set_seed(seed)
+    if experiment.start is None:
+        model = AutoModelForCausalLM.from_config(config)
+    else:
+        start = work / f"{experiment.start}-s{seed}"
+        if not (start / "model.safetensors").exists():
+            raise ValueError(f"{experiment.name} starts from {start}, which is not there: run that experiment first.")
+        model = AutoModelForCausalLM.from_pretrained(start, config=config, dtype=torch.float32)
+    if variant.freeze:
+        frozen = [p for key, p in model.named_parameters() if re.search(variant.freeze, key)]
+        if not frozen:
+            raise ValueError(f"freeze={variant.freeze!r} of variant {name} matches no parameter.")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return model
+
+
+def make_trainer(
+    experiment: Experiment, name: str, seed: int, tokens: Tokens, work: Path, deadline: float
+) -> ExperimentTrainer:
+    """Builds the trainer of one run. Runs of a seed see the same blocks in the same order."""
+    variant = experiment.variants[name]
+    processes = PartialState().num_processes
+    if experiment.batch_size % processes:
+        raise ValueError(f"batch_size={experiment.batch_size} of {experiment.name} cannot be shared by {processes}.")
+    every = experiment.steps // experiment.evaluations
+    args = TrainingArguments(
+        **{
+            "output_dir": str(work / experiment.name / f"{name}-s{seed}"),
+            "run_name": f"{experiment.name} {name} seed {seed}",
+            "seed": seed,
+            "max_steps": experiment.steps,
+            "per_device_train_batch_size": experiment.batch_size // processes,
+            "per_device_eval_batch_size": experiment.batch_size // processes,
+            "eval_strategy": "steps",
+            "eval_steps": every,
+            "save_steps": 4 * every,
+            "save_total_limit": 1,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "report_to": "none",
+            "ddp_find_unused_parameters": False,
+            **experiment.training,
+            **variant.training,
+        }
+    )
+    main_text = next(iter(tokens.validation))
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        nll, _, count = prediction.predictions.sum(0, dtype=np.float64)
+        return {"nll": nll / count, "bits_per_byte": nll / count / math.log(2) * tokens.tokens_per_byte[main_text]}
+
+    trainer = ExperimentTrainer(
+        model=make_model(experiment, name, seed, work),
+        args=args,
+        train_dataset=Blocks(tokens.train, experiment.block_size),
+        eval_dataset=Blocks(tokens.validation[main_text], experiment.block_size, experiment.eval_blocks),
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=block_sums,
+        callbacks=[Clock(deadline), Bar()],
+    )
+    trainer.undecayed = variant.undecayed
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def run_one(
+    experiment: Experiment, name: str, seed: int, tokens: Tokens, work: Path, result: Path, deadline: float
+) -> str:
+    """Trains one variant with one seed, on from its last checkpoint, and writes its numbers when it is done."""
+    trainer = make_trainer(experiment, name, seed, tokens, work, deadline)
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    if trainer.state.global_step < experiment.steps:
+        return PAUSED
+    history = list(trainer.state.log_history)
+    final = {}
+    for text, ids in tokens.validation.items():
+        blocks = Blocks(ids, experiment.block_size, experiment.final_blocks)
+        metrics = trainer.evaluate(blocks)
+        final[text] = {
+            "loss": metrics["eval_nll"],
+            "bits_per_byte": metrics["eval_nll"] / math.log(2) * tokens.tokens_per_byte[text],
+            "tokens": len(blocks) * (experiment.block_size - 1),
+        }
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_json(result, describe(experiment, name, seed, trainer, history, final))
+    return FINISHED
+
+
+def describe(
+    experiment: Experiment, name: str, seed: int, trainer: Trainer, history: list[dict], final: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns everything that is kept of a run."""
+    variant: Variant = experiment.variants[name]
+    tokens_per_step = experiment.batch_size * experiment.block_size
+    blocks = len(trainer.train_dataset)
+    evaluations = [
+        {
+            "tokens": entry["step"] * tokens_per_step,
+            "seconds": entry["seconds"],
+            "loss": round(entry["eval_nll"], 6),
+            "bits_per_byte": round(entry["eval_bits_per_byte"], 6),
+        }
+        for entry in history
+        if "eval_nll" in entry
+    ]
+    return {
+        "experiment": experiment.name,
+        "variant": name,
+        "seed": seed,
+        "settings": {"start": experiment.start, **vars(variant)},
+        "model": experiment.config(name).to_diff_dict(),
+        "training": experiment.training | variant.training,
+        "parameters": trainer.model.num_parameters(),
+        "tokens": experiment.steps * tokens_per_step,
+        "tokens_per_step": tokens_per_step,
+        "epochs": round(experiment.steps * experiment.batch_size / blocks, 3),
+        "final": final,
+        "evaluations": evaluations,
+        "losses": [round(entry["loss"], 4) for entry in history if "loss" in entry],
+        "command": shlex.join(["python", *sys.argv]),
+        "processes": trainer.args.world_size,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    return f"{platform.system()} {platform.machine()}, {device}"
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
+    return {
+        "modeling_hc": modeling_hc.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all; lists of numbers stand on one line."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[\s+(-?[\d.eE+-]+(?:,\s+-?[\d.eE+-]+)*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def grid(experiment: Experiment, args: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Gives variants and seeds, seed by seed, so that what is done can be compared early."""
+    for seed in args.seeds if args.seeds is not None else experiment.seeds:
+        for name in args.variants or experiment.variants:
+            yield name, seed
+
+
+def run(experiment: Experiment, args: argparse.Namespace) -> None:
+    """Runs what is not done and what nobody else is at."""
+    deadline = time.monotonic() + 60 * args.minutes
+    state = PartialState()
+    with state.main_process_first():
+        tokens = load_tokens(experiment, args.data, args.work)
+    for name, seed in grid(experiment, args):
+        result = args.results / experiment.name / f"{name}-s{seed}.json"
+        lock = FileLock(args.work / experiment.name / f"{name}-s{seed}.lock")
+        mine = False
+        if state.is_main_process and not result.exists():
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+                mine = not result.exists()  # another process may have finished it meanwhile
+            except Timeout:
+                pass
+        if broadcast_object_list([mine])[0]:
+            outcome = run_one(experiment, name, seed, tokens, args.work, result, deadline)
+            if state.is_main_process:
+                if outcome is FINISHED:
+                    print(summary(json.loads(result.read_text())), flush=True)
+                else:
+                    print(f"{experiment.name} {name} seed {seed}: paused; the same command goes on with it.", flush=True)
+            gc.collect()
+            torch.compiler.reset()
+        lock.release()
+        if time.monotonic() > deadline:
+            break
+
+
+def summary(result: dict[str, Any]) -> str:
+    final = ", ".join(f"{text} {numbers['loss']:.4f}" for text, numbers in result["final"].items())
+    return f"{result['experiment']} {result['variant']} seed {result['seed']}: {final}"
+
+
+def finished(experiment: Experiment, args: argparse.Namespace) -> list[tuple[str, int]]:
+    return [(n, s) for n, s in grid(experiment, args) if (args.results / experiment.name / f"{n}-s{s}.json").exists()]
+
+
+def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
+    """Scores the models of finished runs with eval/run.py, which knows where the tasks' data is."""
+    folders = [args.work / experiment.name / f"{name}-s{seed}" for name, seed in finished(experiment, args)]
+    for folder in folders:  # the tokenizer is the experiment's
+        for file in (args.work / f"data-{experiment.data.name}").glob("tokenizer*.json"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    output = args.results / experiment.name / "lm-eval.json"
+    output.unlink(missing_ok=True)
+    command = [sys.executable, "eval/run.py", *map(str, folders), "--tasks", *args.tasks, "--output", str(output)]
+    command += ["--limit", str(args.limit)] if args.limit else []
+    command += ["--data", str(args.data / "eval")] if (args.data / "eval").is_dir() else []
+    subprocess.run(command, check=True)
+
+
+def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
+    """Times a training step of each variant, forward, backward and update, in turns, in one process."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    training = experiment.training
+    autocast = torch.autocast(device, torch.bfloat16, enabled=bool(training.get("bf16")))
+    steps = {}
+    for name in args.variants or experiment.variants:
+        model = make_model(experiment, name, 0, args.work).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        forward = torch.compile(model) if training.get("torch_compile") else model
+        ids = torch.randint(
+            model.config.vocab_size, (experiment.batch_size, experiment.block_size), device=device
+        )
+
+        def step(forward=forward, optimizer=optimizer, ids=ids) -> float:
+            start = time.perf_counter()
+            with autocast:
+                loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()
+            return time.perf_counter() - start
+
+        steps[name] = step
+    for step in steps.values():
+        step()
+        step()
+    rounds = [{name: step() for name, step in steps.items()} for _ in tqdm(range(args.rounds), disable=None)]
+    baseline = next(iter(steps))
+    ratios = {}
+    for name in steps:
+        low, median, high = statistics.quantiles((row[name] / row[baseline] for row in rounds), n=4)
+        seconds = statistics.median(row[name] for row in rounds)
+        ratios[name] = {"ratio": median, "quartiles": [low, high], "seconds": seconds}
+        print(f"{name:24}{median:6.2f} ({low:.2f}-{high:.2f}) of {baseline}'s step, {1e3 * seconds:.0f} ms")
+    record = {"baseline": baseline, "rounds": args.rounds, "steps": ratios}
+    record |= {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions()}
+    write_json(args.results / experiment.name / "step-time.json", record)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Draws every table and figure from the results."""
+    from experiment_report import write_report
+
+    for path in write_report(args.results):
+        print(path)
+
+
+def check(experiment: Experiment, args: argparse.Namespace) -> None:
+    """Runs the residual model and DHC x4 once more, and compares with the committed results."""
+    from experiment_report import compare, load_results
+
+    committed = load_results(args.results)[experiment.name]
+    args.work, args.results = args.work / "check", args.work / "check" / "results"
+    args.variants, args.seeds = ["residual", "dhc-4"], experiment.seeds[:1]
+    run(experiment, args)
+    agrees, text = compare(committed, load_results(args.results)[experiment.name])
+    print(text)
+    sys.exit(not agrees)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "evaluate", "time", "report", "check"])
+    parser.add_argument("experiment", type=Path, nargs="?", help="YAML file; not for report")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the texts")
+    parser.add_argument("--variants", nargs="+", help="some of the experiment's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the experiment's")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="run: stop after so long, to go on later")
+    parser.add_argument("--tasks", nargs="+", default=["hellaswag", "arc_easy", "arc_challenge"], help="evaluate")
+    parser.add_argument("--limit", type=int, help="evaluate: items of each task")
+    parser.add_argument("--rounds", type=int, default=20, help="time: steps of each variant")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the numbers")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of tokens and models")
+    args = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if args.action == "report":
+        return report(args)
+    if args.experiment is None:
+        parser.error(f"{args.action} needs the YAML file of an experiment")
+    try:
+        experiment = load_experiment(args.experiment)
+        for name in args.variants or ():
+            if name not in experiment.variants:
+                raise ValueError(f"--variants {name} is none of {', '.join(experiment.variants)}.")
+        {"run": run, "evaluate": evaluate, "time": time_steps, "check": check}[args.action](experiment, args)
+    except ValueError as error:
+        sys.exit(f"experiment.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("experiment.py: stopped; the same command goes on.")
+
+
+if __name__ == "__main__":
+    main()

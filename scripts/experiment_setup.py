@@ -1,0 +1,217 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""What scripts/experiment.py runs: the YAML file of an experiment, and the tokens that all of its runs read."""
+
+import json
+import lzma
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, TrainingArguments
+
+from modeling_hc.recipes import build_config, load_recipe, suggestion
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Text, and how it is tokenized. Paths are relative to the folder given as --data, patterns allowed."""
+
+    name: str  # of the folder of tokens, which experiments share
+    train: str
+    validation: dict[str, str]  # by name; the first is the one that losses are compared on
+    documents: int | None = None  # how many of the training documents are read, after a shuffle
+    tokenizer: str | None = None  # a tokenizer.json; else a byte-level BPE of the model's vocab_size is trained
+
+
+@dataclass(kw_only=True)
+class Variant:
+    """How the model of a run differs from the experiment's: num_streams makes it hyper-connected."""
+
+    model: dict[str, Any] = field(default_factory=dict)  # fields of the configuration
+    training: dict[str, Any] = field(default_factory=dict)  # fields of TrainingArguments
+    freeze: str | None = None  # parameters whose name matches are not trained
+    undecayed: str | None = None  # parameters whose name matches have no weight decay
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """A grid: every variant with every seed, on equal data and, but for what a variant changes, an equal schedule."""
+
+    name: str
+    data: Data
+    model: str | dict[str, Any]  # a recipe, or its content
+    variants: dict[str, Variant]
+    seeds: list[int]
+    tokens: int  # trained on, by each run
+    batch_size: int  # blocks a step, of all processes
+    block_size: int
+    training: dict[str, Any]
+    evaluations: int = 16  # during training, the last at its end
+    eval_blocks: int = 128  # of the first validation text, at each of them
+    final_blocks: int = 512  # of every validation text, after training
+    start: str | None = None  # EXPERIMENT/VARIANT: begin with the model of its run with the same seed
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // (self.batch_size * self.block_size)
+
+    def config(self, variant: str) -> PreTrainedConfig:
+        """Returns the configuration of a variant's model, with every key checked."""
+        changes = dict(self.variants[variant].model)
+        source = f"variant {variant} of {self.name}"
+        values = load_recipe(ROOT / self.model).to_dict() if isinstance(self.model, str) else dict(self.model)
+        if "num_streams" in changes:
+            values["model_type"] = f"hc_{values['model_type'].removeprefix('hc_')}"
+        return build_config(values, changes, source, known_keys_only=isinstance(self.model, dict))
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Reads an experiment, and builds every configuration in it.
+
+    Raises:
+        ValueError: the file cannot be read, or a field is missing, unknown or wrong.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"Cannot read the experiment {path}: {' '.join(str(error).split())}.") from error
+    experiment = _build(Experiment, {"name": path.stem} | dict(values or {}), str(path))
+    experiment.data = _build(Data, experiment.data, f"data of {path}")
+    experiment.variants = {
+        name: _build(Variant, variant or {}, f"variant {name} of {path}")
+        for name, variant in experiment.variants.items()
+    }
+    if experiment.steps < experiment.evaluations:
+        raise ValueError(f"tokens={experiment.tokens} of {path} are fewer than {experiment.evaluations} steps.")
+    known = [f.name for f in fields(TrainingArguments)]
+    for name, variant in experiment.variants.items():
+        experiment.config(name)
+        for key in experiment.training | variant.training:
+            if key not in known:
+                raise ValueError(f"{key!r} of {path} is not a field of TrainingArguments{suggestion(key, known)}")
+    return experiment
+
+
+def _build(cls: type, values: dict[str, Any], source: str) -> Any:
+    known = [f.name for f in fields(cls)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{name!r} is not a field of {source}{suggestion(name, known)}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{source}: {error}.") from error
+
+
+class Blocks(Dataset):
+    """Tokens of a text, cut into blocks.
+
+    Args:
+        tokens: `[T]`; what is left at the end, less than a block, is not used.
+        block_size: S.
+        count: take so many blocks only, evenly spread.
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int, count: int | None = None) -> None:
+        blocks = tokens[: len(tokens) // block_size * block_size].reshape(-1, block_size)
+        if count is not None and count < len(blocks):
+            blocks = blocks[np.linspace(0, len(blocks) - 1, count).round().astype(int)]
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        block = torch.from_numpy(self.blocks[index].astype(np.int64))
+        return {"input_ids": block, "labels": block}
+
+
+@dataclass
+class Tokens:
+    """The texts of an experiment as token ids."""
+
+    train: np.ndarray
+    validation: dict[str, np.ndarray]
+    tokens_per_byte: dict[str, float]  # of each validation text
+    folder: Path
+
+
+def load_tokens(experiment: Experiment, data: Path, work: Path) -> Tokens:
+    """Reads the tokens of an experiment, and makes them first where they are not there.
+
+    Args:
+        experiment: says which text.
+        data: the folder of texts; needed only the first time.
+        work: the folder that gets `data-NAME`, with tokenizer.json, the tokens and data.json.
+
+    Raises:
+        ValueError: the text is missing, or the tokens there were made otherwise.
+    """
+    folder = work / f"data-{experiment.data.name}"
+    vocab_size = experiment.config(next(iter(experiment.variants))).vocab_size
+    made_from = {**vars(experiment.data), "vocab_size": vocab_size}
+    if not (folder / "data.json").exists():
+        _make_tokens(experiment.data, vocab_size, data, folder, made_from)
+    description = json.loads((folder / "data.json").read_text())
+    if description["made_from"] != made_from:
+        raise ValueError(
+            f"The tokens in {folder} were made from {description['made_from']}, and {experiment.name} asks for "
+            f"{made_from}. Give its data another name, or delete that folder."
+        )
+    train, *validation = (
+        np.frombuffer(lzma.decompress((folder / f"{name}.xz").read_bytes()), dtype=np.uint16)
+        for name in ("train", *experiment.data.validation)
+    )
+    return Tokens(
+        train,
+        dict(zip(experiment.data.validation, validation, strict=True)),
+        description["tokens_per_byte"],
+        folder,
+    )
+
+
+def _make_tokens(spec: Data, vocab_size: int, data: Path, folder: Path, made_from: dict[str, Any]) -> None:
+    """Tokenizes the texts; `data.json` comes last, when all else is there."""
+    from modeling_hc.data import load_tokenizer, train_tokenizer  # datasets, which running from tokens does not need
+
+    texts = _texts(data, spec.train, spec.documents)
+    tokenizer = load_tokenizer(str(data / spec.tokenizer)) if spec.tokenizer else train_tokenizer(texts, vocab_size)
+    if len(tokenizer) > min(vocab_size, 2**16):
+        raise ValueError(f"tokenizer={spec.tokenizer} has {len(tokenizer)} tokens; vocab_size is {vocab_size}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    sizes, tokens_per_byte = {}, {}
+    for name, pattern in {"train": spec.train, **spec.validation}.items():
+        if name != "train":
+            texts = _texts(data, pattern, None)
+        ids = [np.array([*part, tokenizer.eos_token_id], np.uint16) for part in _encode(tokenizer, texts)]
+        tokens = np.concatenate(ids)
+        (folder / f"{name}.xz").write_bytes(lzma.compress(tokens.tobytes(), preset=1))
+        size = sum(len(text.encode()) for text in texts)
+        sizes[name] = {"documents": len(texts), "bytes": size, "tokens": len(tokens)}
+        tokens_per_byte[name] = len(tokens) / size
+    description = {"made_from": made_from, "sizes": sizes, "tokens_per_byte": tokens_per_byte}
+    (folder / "data.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _texts(data: Path, pattern: str, documents: int | None) -> list[str]:
+    from modeling_hc.data import DataArguments, load_documents
+
+    files = sorted(map(str, data.glob(pattern)))
+    if not files:
+        raise ValueError(
+            f"No file in the folder of texts {data} matches {pattern}. Name that folder with --data; results/README.md "
+            "tells what the texts of the experiments are."
+        )
+    rows, _ = load_documents(DataArguments(train_files=files, validation_documents=0))
+    return list((rows if documents is None else rows.shuffle(seed=0).take(documents))["text"])
