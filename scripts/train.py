@@ -41,6 +41,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from modeling_hc.losses import block_sums
+from modeling_hc.health import ConnectionHealth
 from modeling_hc.recipes import build_config, load_recipe
 
 
@@ -174,6 +175,7 @@ def prepare(
         data = {"train": train_size}
         if held_out is not None:
             held_out, data["validation"] = make_blocks(held_out, "held-out", tokenizer, data_args)
+    watched = torch.tensor([block["input_ids"][:128] for block in train.take(2)])
     if not isinstance(train, Dataset):
         train = train.shuffle(seed=args.data_seed or args.seed, buffer_size=1000)
 
@@ -194,6 +196,7 @@ def prepare(
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=block_sums,
     )
+    trainer.add_callback(ConnectionHealth(trainer, watched))
     return trainer, data
 
 

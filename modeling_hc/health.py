@@ -1,0 +1,153 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Watches the connections of a model in training, for what is seen when hyper-connections fail.
+
+    trainer.add_callback(ConnectionHealth(trainer, input_ids))
+
+Where the carry amplifies, losses surge: in a 27B model with hyper-connections the largest composite gain came to about
+3000, with the constrained ones of mHC it stayed below 1.6 (arXiv 2512.24880, its figures of the gains). A cosine near
+1 between what successive blocks read says that the blocks add little (arXiv 2409.19606, Figure 3).
+"""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .analysis.connections import GAIN_COLUMNS, gains
+from .analysis.recording import connections, hooked, is_hyper_connected
+
+logger = logging.getLogger(__name__)
+
+GAIN_LIMIT = 300.0
+"""A tenth of the composite gain that was seen where losses surged; a residual network's is 1."""
+
+
+@torch.no_grad()
+def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
+    """Runs a model over a little text, in evaluation mode, and measures its connections with hooks.
+
+    A compiled model runs eagerly for it. No random number is drawn, and the model is left as it was. Where the model
+    is sharded, every process must take part.
+
+    Args:
+        model: hyper-connected, or the residual parent of a hyper-connected family; with any head, with adapters.
+        input_ids: `[B, S]`, without padding.
+
+    Returns:
+        `input_cosine`: the median, over tokens and blocks, of the cosine between what a block reads and what the one
+        before read; and for hyper-connected models
+        `forward_gain`, `backward_gain`: the largest Amax gain of a composite carry, from some block to the output, as
+        a mean over the tokens: see `analysis.gains`;
+        `alpha_spread`, `beta_spread`: the largest less the smallest coefficient, over tokens and blocks;
+        `dynamic_size`: root mean square of the dynamic part of all coefficients over that of the static part, 0 in
+        static connections.
+        Nothing for a model of no family of this package.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+    try:
+        hyper_connected = is_hyper_connected(inner)
+    except ValueError:
+        return {}
+    cosines: list[Tensor] = []
+    last: list[Tensor] = []
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
+    static: list[Tensor] = []
+
+    def keep_input(block_input: Tensor) -> None:
+        if last:
+            cosines.append(torch.cosine_similarity(last.pop().float(), block_input.float(), dim=-1))
+        last.append(block_input.clone())
+
+    def keep_static(connection: nn.Module, args: Any) -> None:  # now, for engines that shard gather them for a while
+        static.append(torch.cat([connection.alpha_bias, connection.beta_bias.unsqueeze(-1)], dim=-1))
+
+    def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
+        _, block_input, alpha, beta = output
+        keep_input(block_input)
+        alphas.append(alpha.reshape(-1, *alpha.shape[-2:]))
+        betas.append(beta.reshape(-1, beta.shape[-1]))
+
+    if hyper_connected:
+        before = [(connection, keep_static) for connection in connections(inner)]
+        after = [(connection, keep_connection) for connection in connections(inner)]
+    else:
+        norms = [norm for la in inner.base_model.layers for norm in (la.input_layernorm, la.post_attention_layernorm)]
+        before = [(norm, lambda module, args: keep_input(args[0])) for norm in norms]
+        after = []
+    training = model.training
+    model.eval()
+    try:
+        with hooked(after, before), torch.compiler.set_stance("force_eager"):
+            model(input_ids=input_ids.to(inner.device), use_cache=False)
+    finally:
+        model.train(training)
+
+    values = {"input_cosine": torch.stack(cosines).median().item()}
+    if alphas:
+        alpha, beta = torch.stack(alphas, dim=1).cpu(), torch.stack(betas, dim=1).cpu()  # [T, K, N, ...]
+        fixed = torch.stack(static).cpu()
+        forward_gain, backward_gain = gains(alpha)[GAIN_COLUMNS[2:]].to_numpy().max(axis=0).tolist()
+        moved = torch.cat([alpha, beta.unsqueeze(-1)], dim=-1) - fixed
+        values |= {
+            "forward_gain": forward_gain,
+            "backward_gain": backward_gain,
+            "alpha_spread": (alpha.max() - alpha.min()).item(),
+            "beta_spread": (beta.max() - beta.min()).item(),
+            "dynamic_size": (moved.square().mean() / fixed.square().mean()).sqrt().item(),
+        }
+    return values
+
+
+class ConnectionHealth(TrainerCallback):
+    """Logs `health` of the model in training whenever the Trainer logs or evaluates, and warns when it runs away.
+
+    The values have the prefix `health_` and reach every tracker. Training is the same with and without it, bit for
+    bit. Every process runs the text, so that it works with every engine; the first one warns, once for each value.
+
+    Args:
+        trainer: the one that this is added to, for its log.
+        input_ids: the text, `[B, S]`, without padding; the same at every time, so that only the model makes the values
+            change. A few hundred tokens are enough.
+    """
+
+    def __init__(self, trainer: Trainer, input_ids: Tensor) -> None:
+        self.trainer = trainer
+        self.input_ids = input_ids
+        self.warned: set[str] = set()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        **kwargs: Any,
+    ) -> None:
+        should_log = control.should_log
+        if not should_log and not control.should_evaluate:
+            return
+        values = health(model, self.input_ids)
+        if values:
+            self.trainer.log({f"health_{name}": value for name, value in values.items()})
+            control.should_log = should_log  # which a log resets
+        if state.is_world_process_zero:
+            self._warn(state.global_step, values)
+
+    def _warn(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if name in self.warned:
+                continue
+            if not math.isfinite(value):
+                self.warned.add(name)
+                logger.warning(f"Step {step}: {name} of the hyper-connections is {value}; the model cannot recover.")
+            elif name.endswith("_gain") and value > GAIN_LIMIT:
+                self.warned.add(name)
+                logger.warning(
+                    f"Step {step}: {name} of the hyper-connections is {value:.0f}, over {GAIN_LIMIT:.0f}: their carry "
+                    "amplifies, as it did to about 3000 where losses surged in arXiv 2512.24880. Lower the learning "
+                    "rate or clip harder (max_grad_norm), from a checkpoint before this step."
+                )
