@@ -3,10 +3,10 @@
 
     python scripts/experiment.py run configuration/experiments/llama-0.3m.yaml [--variants residual dhc-4] [--seeds 0]
     accelerate launch scripts/experiment.py run ...
-    python scripts/experiment.py evaluate configuration/experiments/llama-0.3m.yaml    HellaSwag and ARC, lm-eval
-    python scripts/experiment.py time configuration/experiments/llama-0.3m.yaml        a step of each variant
-    python scripts/experiment.py report                                                tables and figures of all results
-    python scripts/experiment.py check configuration/experiments/llama-0.3m.yaml       a small part, run anew
+    python scripts/experiment.py evaluate configuration/experiments/llama-0.3m.yaml     HellaSwag and ARC by lm-eval
+    python scripts/experiment.py time configuration/experiments/llama-0.3m.yaml         a step of each variant
+    python scripts/experiment.py report                                                 all tables and figures
+    python scripts/experiment.py check configuration/experiments/llama-0.3m.yaml        a small part, run anew
 
 `run` skips what is done, goes on with what was begun, and may be started several times at once: each takes the runs
 that no other one has. A run leaves its model in runs/experiments/EXPERIMENT/VARIANT-sSEED, and its numbers as
@@ -17,7 +17,6 @@ import argparse
 import gc
 import json
 import math
-import os
 import platform
 import re
 import shlex
@@ -49,8 +48,10 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 import modeling_hc
+from modeling_hc.health import health
 from modeling_hc.losses import block_sums
 
 FINISHED, PAUSED = "finished", "paused"
@@ -66,10 +67,16 @@ class ExperimentTrainer(Trainer):
         return [name for name in names if not (self.undecayed and re.search(self.undecayed, name))]
 
 
-class Clock(TrainerCallback):
-    """Puts the seconds spent in training steps beside every evaluation, and ends a call whose time is over."""
+class Notes(TrainerCallback):
+    """Puts the seconds of training and the connections' health beside every evaluation; ends a call in time.
 
-    def __init__(self, deadline: float) -> None:
+    Args:
+        text: `[B, S]`, for `health`.
+        deadline: of `time.monotonic`; then the run is saved and stops.
+    """
+
+    def __init__(self, text: torch.Tensor, deadline: float) -> None:
+        self.text = text
         self.deadline = deadline
         self.seconds = 0.0
 
@@ -84,8 +91,11 @@ class Clock(TrainerCallback):
         if time.monotonic() > self.deadline and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
-    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        state.log_history[-1]["seconds"] = round(self.seconds, 3)
+    def on_evaluate(
+        self, args: TrainingArguments, state: Any, control: Any, model: PreTrainedModel, **kwargs: Any
+    ) -> None:
+        values = {name: round(value, 5) for name, value in health(model, self.text).items()}
+        state.log_history[-1] |= {"seconds": round(self.seconds, 3), "health": values}
 
 
 class Bar(TrainerCallback):
@@ -93,7 +103,9 @@ class Bar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         label = args.run_name if state.is_world_process_zero else None
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=label, disable=label is None, leave=False)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=label, disable=label is None, leave=False
+        )
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -154,6 +166,8 @@ def make_trainer(
         }
     )
     main_text = next(iter(tokens.validation))
+    held_out = Blocks(tokens.validation[main_text], experiment.block_size, experiment.eval_blocks)
+    for_health = torch.stack([held_out[i]["input_ids"] for i in range(4)])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nll, _, count = prediction.predictions.sum(0, dtype=np.float64)
@@ -163,10 +177,10 @@ def make_trainer(
         model=make_model(experiment, name, seed, work),
         args=args,
         train_dataset=Blocks(tokens.train, experiment.block_size),
-        eval_dataset=Blocks(tokens.validation[main_text], experiment.block_size, experiment.eval_blocks),
+        eval_dataset=held_out,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=block_sums,
-        callbacks=[Clock(deadline), Bar()],
+        callbacks=[Notes(for_health, deadline), Bar()],
     )
     trainer.undecayed = variant.undecayed
     for callback in (ProgressCallback, PrinterCallback):
@@ -212,6 +226,7 @@ def describe(
             "seconds": entry["seconds"],
             "loss": round(entry["eval_nll"], 6),
             "bits_per_byte": round(entry["eval_bits_per_byte"], 6),
+            "health": entry["health"],
         }
         for entry in history
         if "eval_nll" in entry
@@ -291,7 +306,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
                 if outcome is FINISHED:
                     print(summary(json.loads(result.read_text())), flush=True)
                 else:
-                    print(f"{experiment.name} {name} seed {seed}: paused; the same command goes on with it.", flush=True)
+                    print(f"{experiment.name} {name} seed {seed}: paused. The same command goes on.", flush=True)
             gc.collect()
             torch.compiler.reset()
         lock.release()
@@ -332,9 +347,7 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
         model = make_model(experiment, name, 0, args.work).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         forward = torch.compile(model) if training.get("torch_compile") else model
-        ids = torch.randint(
-            model.config.vocab_size, (experiment.batch_size, experiment.block_size), device=device
-        )
+        ids = torch.randint(model.config.vocab_size, (experiment.batch_size, experiment.block_size), device=device)
 
         def step(forward=forward, optimizer=optimizer, ids=ids) -> float:
             start = time.perf_counter()
@@ -398,7 +411,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the numbers")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of tokens and models")
     args = parser.parse_args()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    disable_progress_bar()  # of every checkpoint's shards
     if args.action == "report":
         return report(args)
     if args.experiment is None:

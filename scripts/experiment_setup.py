@@ -210,8 +210,8 @@ def _texts(data: Path, pattern: str, documents: int | None) -> list[str]:
     files = sorted(map(str, data.glob(pattern)))
     if not files:
         raise ValueError(
-            f"No file in the folder of texts {data} matches {pattern}. Name that folder with --data; results/README.md "
-            "tells what the texts of the experiments are."
+            f"No file in the folder of texts {data} matches {pattern}. Name that folder with --data; results/README.md"
+            " tells what the texts of the experiments are."
         )
     rows, _ = load_documents(DataArguments(train_files=files, validation_documents=0))
     return list((rows if documents is None else rows.shuffle(seed=0).take(documents))["text"])

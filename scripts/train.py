@@ -40,8 +40,8 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
-from modeling_hc.losses import block_sums
 from modeling_hc.health import ConnectionHealth
+from modeling_hc.losses import block_sums
 from modeling_hc.recipes import build_config, load_recipe
 
 

@@ -1,0 +1,353 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Tables, figures and results/README.md, drawn from the numbers that scripts/experiment.py left.
+
+A difference is paired: two runs of a seed saw the same blocks in the same order. Its standard error is over seeds, and
+"holds" or "does not hold" is said where Student's 95 % interval of the mean lies on one side of zero.
+"""
+
+import json
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import t
+
+Runs = dict[str, dict[int, dict[str, Any]]]  # variant, seed
+
+BASELINE = "residual"
+MAIN = "llama-0.3m"
+COLOURS = {"residual": "tab:gray", "shc-4": "tab:orange", "dhc-4": "tab:blue"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering: that `variant` ends with a lower loss than `other`, or a higher one."""
+
+    says: str
+    variant: str
+    lower: bool | None  # None: an open question
+    other: str
+    experiment: str = MAIN
+
+
+CLAIMS = [
+    Claim("DHC x4 is better than the residual network (Table 1)", "dhc-4", True, BASELINE),
+    Claim("SHC x4 is better than the residual network (Table 2)", "shc-4", True, BASELINE),
+    Claim("One stream, dynamic, is worse than the residual network (Table 1)", "dhc-1", False, BASELINE),
+    Claim("Four streams are better than two (Table 1)", "dhc-4", True, "dhc-2"),
+    Claim("Eight streams are hardly better than four (Table 1)", "dhc-8", None, "dhc-4"),
+    Claim("Dynamic is better than static, four streams (Table 2)", "dhc-4", True, "shc-4"),
+    Claim("Dynamic is no better than static, two streams with tanh (Table 2)", "dhc-2", None, "shc-2"),
+    Claim("Without tanh is as good, four streams (Table 1)", "dhc-4-no-tanh", None, "dhc-4"),
+    Claim("Frozen width connections are worse than trained ones (Table 3)", "dhc-4-frozen-width", False, "dhc-4"),
+    Claim("Frozen write weights hardly matter (Table 3)", "dhc-4-frozen-beta", None, "dhc-4"),
+    Claim(
+        "Width connections matter more than write weights (Table 3)", "dhc-4-frozen-width", False, "dhc-4-frozen-beta"
+    ),
+]
+OPEN = [
+    Claim("Output projections not rescaled, against divided by sqrt(n)", "dhc-4-rescaling-none", None, "dhc-4"),
+    Claim("Multiplied by sqrt(n), against divided", "dhc-4-rescaling-multiply", None, "dhc-4"),
+    Claim("Mean of the streams at the end, against their sum", "dhc-4-mean", None, "dhc-4"),
+    Claim("Gates without weight decay, against with it", "dhc-4-undecayed-gates", None, "dhc-4"),
+    Claim("All connections frozen, against the residual network", "dhc-4-frozen", None, BASELINE),
+]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def error(self) -> float:
+        return self.deviation / math.sqrt(len(self.values))
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95 % interval of the mean."""
+        return t.ppf(0.975, len(self.values) - 1) * self.error if len(self.values) > 1 else math.inf
+
+    def text(self, form: str = "+.3f") -> str:
+        """Writes mean ± standard error; one seed has no error."""
+        error = f" ± {self.error:{form.lstrip('+')}}" if len(self.values) > 1 else " (one seed)"
+        return f"{self.mean:{form}}{error}".replace("-", "−")  # noqa: RUF001
+
+
+def load_results(folder: Path) -> dict[str, Runs]:
+    """Returns all runs by experiment, variant and seed."""
+    experiments: dict[str, Runs] = {}
+    for path in sorted(folder.glob("*/*-s*.json")):
+        if re.search(r"-s\d+$", path.stem):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            experiments.setdefault(result["experiment"], {}).setdefault(result["variant"], {})[result["seed"]] = result
+    return experiments
+
+
+def final_loss(result: dict[str, Any], text: str | None = None) -> float:
+    """Returns the loss after training, on the first validation text unless another is named."""
+    return result["final"][text or next(iter(result["final"]))]["loss"]
+
+
+def losses(runs: Runs, variant: str, text: str | None = None) -> Estimate:
+    return Estimate(tuple(final_loss(result, text) for result in runs[variant].values()))
+
+
+def difference(runs: Runs, variant: str, other: str = BASELINE, text: str | None = None) -> Estimate:
+    """Returns the final loss of a variant less that of another, of the seeds that both have."""
+    seeds = sorted(runs[variant].keys() & runs[other].keys())
+    return Estimate(tuple(final_loss(runs[variant][s], text) - final_loss(runs[other][s], text) for s in seeds))
+
+
+def tokens_to_reach(result: dict[str, Any], loss: float) -> float | None:
+    """Returns after how many tokens a run first has this held-out loss, or None; between evaluations on a line."""
+    before = None
+    for point in result["evaluations"]:
+        if point["loss"] <= loss:
+            if before is None:
+                return point["tokens"]
+            part = (before["loss"] - loss) / (before["loss"] - point["loss"])
+            return before["tokens"] + part * (point["tokens"] - before["tokens"])
+        before = point
+    return None
+
+
+def convergence(runs: Runs, variant: str) -> tuple[Estimate | None, int]:
+    """Returns the part of the residual run's tokens after which a variant has that run's last loss.
+
+    Returns:
+        Over the seeds that reach it, or None; and how many seeds do not.
+    """
+    parts = []
+    seeds = sorted(runs[variant].keys() & runs[BASELINE].keys())
+    for seed in seeds:
+        baseline = runs[BASELINE][seed]
+        tokens = tokens_to_reach(runs[variant][seed], baseline["evaluations"][-1]["loss"])
+        if tokens is not None:
+            parts.append(tokens / baseline["tokens"])
+    return Estimate(tuple(parts)) if parts else None, len(seeds) - len(parts)
+
+
+def step_ratio(folder: Path, experiment: str, variant: str) -> float | None:
+    """Returns the time of a training step over the residual model's, from step-time.json where it is there."""
+    path = folder / experiment / "step-time.json"
+    steps = json.loads(path.read_text())["steps"] if path.exists() else {}
+    return steps[variant]["ratio"] if variant in steps else None
+
+
+def table(folder: Path, runs: Runs, experiment: str) -> str:
+    """Renders the table of an experiment."""
+    texts = list(next(iter(next(iter(runs.values())).values()))["final"])
+    header = ["variant", "parameters", "seeds", f"loss on {texts[0]}"]
+    if BASELINE in runs:
+        header += [f"difference, {text}" for text in texts] + ["tokens needed", "step time", "time needed"]
+    rows = [header, ["---"] * len(header)]
+    for variant, by_seed in runs.items():
+        parameters = next(iter(by_seed.values()))["parameters"]
+        row = [variant, f"{parameters:,}", str(len(by_seed)), losses(runs, variant).text(".3f")]
+        if BASELINE in runs and variant != BASELINE:
+            row += [difference(runs, variant, text=text).text() for text in texts]
+            part, missing = convergence(runs, variant)
+            ratio = step_ratio(folder, experiment, variant)
+            some = f" ({missing} of {missing + len(part.values)} never)" if part and missing else ""
+            row.append(part.text(".2f") + some if part else "never")
+            row.append(f"{ratio:.2f}" if ratio else "")
+            row.append(f"{part.mean * ratio:.2f}{some}" if part and ratio else "")
+        rows.append(row + [""] * (len(header) - len(row)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def verdict(claim: Claim, estimate: Estimate) -> str:
+    """Says what the interval allows: of a claim whether it holds, of an open question which side is lower."""
+    if abs(estimate.mean) <= estimate.interval:
+        return "not decided"
+    if claim.lower is None:
+        return "lower loss" if estimate.mean < 0 else "higher loss"
+    return "holds" if (estimate.mean < 0) == claim.lower else "the reverse holds"
+
+
+def claims_table(experiments: dict[str, Runs], claims: list[Claim]) -> str:
+    rows = ["| | difference of the losses | 95 % interval | |", "| --- | --- | --- | --- |"]
+    for claim in claims:
+        runs = experiments.get(claim.experiment, {})
+        if claim.variant not in runs or claim.other not in runs:
+            rows.append(f"| {claim.says} | | | not run |")
+            continue
+        estimate = difference(runs, claim.variant, claim.other)
+        half = "" if math.isinf(estimate.interval) else f"± {estimate.interval:.3f}"
+        rows.append(f"| {claim.says} | {estimate.text()} | {half} | {verdict(claim, estimate)} |")
+    return "\n".join(rows)
+
+
+def compare(committed: Runs, again: Runs) -> tuple[bool, str]:
+    """Compares a repeated pair of runs with the committed ones.
+
+    Returns:
+        Whether the repeated difference lies in the 95 % interval for one more seed; and a text that tells.
+    """
+    expected, new = difference(committed, "dhc-4"), difference(again, "dhc-4")
+    allowed = t.ppf(0.975, len(expected.values) - 1) * expected.deviation * math.sqrt(1 + 1 / len(expected.values))
+    agrees = abs(new.mean - expected.mean) <= allowed
+    lines = []
+    for variant in (BASELINE, "dhc-4"):
+        for seed, result in again[variant].items():
+            same = committed[variant].get(seed)
+            was = f"; committed: {final_loss(same):.4f}" if same else ""
+            lines.append(f"{variant} seed {seed}: {final_loss(result):.4f}{was}")
+    lines.append(
+        f"dhc-4 less residual: {new.mean:+.4f}; committed: {expected.text('+.4f')} over {len(expected.values)} seeds; "
+        f"another seed lies within ± {allowed:.4f} of that, 95 times of 100. {'Agrees.' if agrees else 'DISAGREES.'}"
+    )
+    return agrees, "\n".join(lines)
+
+
+def draw(folder: Path, experiments: dict[str, Runs]) -> list[Path]:
+    """Draws every figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    paths = []
+    for experiment, runs in experiments.items():
+        if BASELINE not in runs:
+            continue
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.8 + 0.22 * len(runs)), layout="constrained")
+        draw_curves(left, runs)
+        draw_differences(right, runs)
+        figure.suptitle(experiment)
+        paths.append(folder / experiment / "losses.png")
+        figure.savefig(paths[-1], dpi=110)
+        pyplot.close(figure)
+    if MAIN in experiments:
+        figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+        draw_curves(axes[0], experiments[MAIN])
+        plain = re.compile(r"residual|[sd]hc-\d")
+        draw_differences(axes[1], {name: runs for name, runs in experiments[MAIN].items() if plain.fullmatch(name)})
+        draw_sizes(axes[2], experiments)
+        paths.append(folder / "evidence.png")
+        figure.savefig(paths[-1], dpi=110)
+        pyplot.close(figure)
+        figure = draw_health(pyplot, experiments[MAIN])
+        paths.append(folder / MAIN / "health.png")
+        figure.savefig(paths[-1], dpi=110)
+        pyplot.close(figure)
+    return paths
+
+
+def draw_curves(axis: Any, runs: Runs) -> None:
+    """Draws held-out losses by tokens: mean and range over seeds."""
+    for variant, colour in COLOURS.items():
+        if variant not in runs:
+            continue
+        curves = [[point["loss"] for point in result["evaluations"]] for result in runs[variant].values()]
+        tokens = [point["tokens"] / 1e6 for point in next(iter(runs[variant].values()))["evaluations"]]
+        columns = list(zip(*curves, strict=True))
+        axis.plot(tokens, [statistics.fmean(c) for c in columns], color=colour, label=variant)
+        axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2)
+    ends = [min(point["loss"] for point in result["evaluations"]) for v in runs.values() for result in v.values()]
+    starts = [result["evaluations"][len(result["evaluations"]) // 4]["loss"] for result in runs[BASELINE].values()]
+    axis.set(xlabel="million tokens", ylabel="held-out loss (nats per token)", ylim=(min(ends) - 0.03, max(starts)))
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def draw_differences(axis: Any, runs: Runs) -> None:
+    """Draws final losses less the residual model's: every seed, the mean and its 95 % interval."""
+    names = [name for name in runs if name != BASELINE]
+    for at, name in enumerate(names):
+        estimate = difference(runs, name)
+        colour = COLOURS.get(name, "tab:blue" if name.startswith("dhc") else "tab:orange")
+        axis.plot(estimate.values, [at] * len(estimate.values), ".", color=colour, alpha=0.5)
+        half = 0 if math.isinf(estimate.interval) else estimate.interval
+        axis.errorbar(estimate.mean, at, xerr=half, fmt="o", color=colour, capsize=3)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="final held-out loss less the residual model's")
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3, axis="x")
+
+
+def draw_sizes(axis: Any, experiments: dict[str, Runs]) -> None:
+    """Draws what DHC x4 gains against the number of parameters: dense models and mixtures of experts."""
+    for family, marker in (("llama", "o"), ("olmoe", "s")):
+        points = [
+            (next(iter(runs[BASELINE].values()))["parameters"], difference(runs, "dhc-4"))
+            for name, runs in experiments.items()
+            if name.startswith(family) and {BASELINE, "dhc-4"} <= runs.keys()
+        ]
+        points.sort(key=lambda point: point[0])
+        if points:
+            half = [0 if math.isinf(estimate.interval) else estimate.interval for _, estimate in points]
+            axis.errorbar(
+                [size for size, _ in points],
+                [estimate.mean for _, estimate in points],
+                yerr=half,
+                fmt=f"{marker}-",
+                capsize=3,
+                label=family,
+            )
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set(xscale="log", xlabel="parameters of the residual model", ylabel="DHC x4: final loss less the residual's")
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def draw_health(pyplot: Any, runs: Runs) -> Any:
+    """Draws the health of the connections by tokens, for the seed that all have."""
+    names = ("forward_gain", "backward_gain", "alpha_spread", "beta_spread", "dynamic_size", "input_cosine")
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), layout="constrained", sharex=True)
+    for axis, name in zip(axes.flat, names, strict=True):
+        for variant in ("residual", "shc-4", "dhc-2", "dhc-4", "dhc-8", "dhc-4-no-tanh"):
+            if variant not in runs:
+                continue
+            points = next(iter(runs[variant].values()))["evaluations"]
+            line = [(p["tokens"] / 1e6, p["health"][name]) for p in points if name in p["health"]]
+            if line:
+                axis.plot(*zip(*line, strict=True), label=variant)
+        axis.set_title(name.replace("_", " "))
+        axis.grid(alpha=0.3)
+    axes[1, 2].legend(fontsize="small")
+    for axis in axes[1]:
+        axis.set_xlabel("million tokens")
+    return figure
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Draws the figures and renders README.md of a results folder from its template."""
+    experiments = load_results(folder)
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    path = folder / "README.md"
+    paths = draw(folder, experiments)
+    path.write_text(render(environment, folder, experiments), encoding="utf-8")
+    return [*paths, path]
+
+
+def render(environment: Environment, folder: Path, experiments: dict[str, Runs]) -> str:
+    """Fills the template: its numbers are expressions over the results."""
+    return environment.get_template("README.md.jinja").render(
+        experiments=experiments,
+        claims=claims_table(experiments, CLAIMS),
+        open_questions=claims_table(experiments, OPEN),
+        table=lambda name: table(folder, experiments[name], name),
+        loss=lambda name, variant: losses(experiments[name], variant),
+        difference=lambda name, variant, other=BASELINE, text=None: difference(
+            experiments[name], variant, other, text
+        ),
+        convergence=lambda name, variant: convergence(experiments[name], variant)[0],
+        step_ratio=lambda name, variant: step_ratio(folder, name, variant),
+    )
