@@ -54,6 +54,7 @@ import modeling_hc
 from modeling_hc.health import health
 from modeling_hc.losses import block_sums
 
+CPU = not torch.accelerator.is_available()
 FINISHED, PAUSED = "finished", "paused"
 
 
@@ -160,6 +161,7 @@ def make_trainer(
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "report_to": "none",
+            "use_cpu": CPU,
             "ddp_find_unused_parameters": False,
             **experiment.training,
             **variant.training,
@@ -286,7 +288,7 @@ def grid(experiment: Experiment, args: argparse.Namespace) -> Iterator[tuple[str
 def run(experiment: Experiment, args: argparse.Namespace) -> None:
     """Runs what is not done and what nobody else is at."""
     deadline = time.monotonic() + 60 * args.minutes
-    state = PartialState()
+    state = PartialState(cpu=CPU)
     with state.main_process_first():
         tokens = load_tokens(experiment, args.data, args.work)
     for name, seed in grid(experiment, args):

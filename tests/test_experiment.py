@@ -1,0 +1,316 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""scripts/experiment.py: small grids with the real Trainer on real text, and what is read from their numbers."""
+
+import json
+import lzma
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import AutoModelForCausalLM
+
+from modeling_hc.data import stdlib_files
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import experiment  # noqa: E402
+from experiment_report import (  # noqa: E402
+    BASELINE,
+    CLAIMS,
+    OPEN,
+    Claim,
+    Estimate,
+    compare,
+    convergence,
+    difference,
+    load_results,
+    render,
+    tokens_to_reach,
+    verdict,
+    write_report,
+)
+from experiment_setup import Blocks, load_experiment  # noqa: E402
+
+EXPERIMENT = {
+    "data": {"name": "tiny", "train": "train/*.txt", "validation": {"held": "held.txt", "other": "other.txt"}},
+    "model": {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+    },
+    "seeds": [0],
+    "tokens": 16 * 4 * 32,
+    "batch_size": 4,
+    "block_size": 32,
+    "evaluations": 4,
+    "eval_blocks": 6,
+    "final_blocks": 9,
+    "training": {"learning_rate": 1e-2, "weight_decay": 0.1},
+    "variants": {
+        "residual": None,
+        "dhc-4": {"model": {"num_streams": 4, "stream_reduction": "mean", "output_rescaling": "none"}},
+        "frozen": {"model": {"num_streams": 2}, "freeze": r"_hc\.alpha"},
+        "undecayed": {"model": {"num_streams": 2}, "undecayed": "_scale$"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder of texts, and the experiment's file."""
+    home = tmp_path_factory.mktemp("experiment")
+    (home / "train").mkdir()
+    texts = [path.read_text(encoding="utf-8")[:2000] for path in stdlib_files("train")[:14]]
+    for i, text in enumerate(texts[:10]):
+        (home / "train" / f"{i}.txt").write_text(text)
+    (home / "held.txt").write_text("\n".join(texts[10:12]))
+    (home / "other.txt").write_text("\n".join(texts[12:]))
+    (home / "grid.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
+    return home
+
+
+def call(home: Path, *flags: str, action: str = "run", results: str = "results", work: str = "work") -> None:
+    folders = ["--data", str(home), "--results", str(home / results), "--work", str(home / work)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["experiment.py", action, str(home / "grid.yaml"), *folders, *flags])
+        experiment.main()
+
+
+@pytest.fixture(scope="module")
+def finished(home) -> dict[str, dict]:
+    """The numbers of the whole grid."""
+    call(home)
+    return {path.stem: json.loads(path.read_text()) for path in (home / "results" / "grid").iterdir()}
+
+
+def test_a_run_keeps_every_step_and_evaluation_with_what_made_them(finished):
+    assert set(finished) == {"residual-s0", "dhc-4-s0", "frozen-s0", "undecayed-s0"}
+    for result in finished.values():
+        assert len(result["losses"]) == 16
+        assert [point["tokens"] for point in result["evaluations"]] == [512, 1024, 1536, 2048]
+        assert result["evaluations"][-1]["seconds"] > result["evaluations"][0]["seconds"] > 0
+        assert result["losses"][-1] < result["losses"][0] - 0.3
+        assert result["seed"] == 0 and result["command"].startswith("python experiment.py run")
+        assert result["versions"]["torch"] == torch.__version__
+    assert finished["residual-s0"]["evaluations"][-1]["health"].keys() == {"input_cosine"}
+    assert finished["dhc-4-s0"]["evaluations"][-1]["health"]["dynamic_size"] > 0
+    assert finished["dhc-4-s0"]["settings"]["model"]["num_streams"] == 4
+
+
+def test_the_final_losses_are_those_of_the_saved_model_on_evenly_spread_blocks(home, finished):
+    """Token by token in fp64, from the model's folder and the text's bytes."""
+    model = AutoModelForCausalLM.from_pretrained(home / "work" / "grid" / "dhc-4-s0").double()
+    ids = np.frombuffer(lzma.decompress((home / "work" / "data-tiny" / "other.xz").read_bytes()), np.uint16)
+    blocks = torch.tensor(ids[: len(ids) // 32 * 32].astype(np.int64)).view(-1, 32)
+    blocks = blocks[[round(i * (len(blocks) - 1) / 8) for i in range(9)]]
+    with torch.no_grad():
+        logits = model(input_ids=blocks).logits[:, :-1]
+    nll = -logits.log_softmax(-1).gather(-1, blocks[:, 1:, None]).mean().item()
+    final = finished["dhc-4-s0"]["final"]["other"]
+    assert final["loss"] == pytest.approx(nll, abs=1e-5)
+    tokens_per_byte = len(ids) / len((home / "other.txt").read_bytes())
+    assert final["bits_per_byte"] == pytest.approx(nll / math.log(2) * tokens_per_byte, abs=1e-5)
+    assert final["tokens"] == 9 * 31
+
+
+def test_runs_of_a_seed_begin_with_the_same_weights_and_see_the_same_blocks(finished):
+    """Four streams, not rescaled and averaged, are the residual network until the first update."""
+    assert finished["dhc-4-s0"]["losses"][0] == pytest.approx(finished["residual-s0"]["losses"][0], abs=2e-4)
+    assert finished["dhc-4-s0"]["losses"][8] != finished["residual-s0"]["losses"][8]
+
+
+def test_frozen_parameters_keep_their_initial_values_and_the_others_do_not(home, finished):
+    state = AutoModelForCausalLM.from_pretrained(home / "work" / "grid" / "frozen-s0").state_dict()
+    for layer in range(2):
+        for k, block in enumerate(("attn_hc", "mlp_hc")):
+            prefix = f"model.layers.{layer}.{block}"
+            read = torch.eye(2)[:, [(2 * layer + k) % 2]]
+            assert torch.equal(state[f"{prefix}.alpha_bias"], torch.cat([read, torch.eye(2)], dim=1))
+            assert not state[f"{prefix}.alpha_weight"].any()
+            assert not torch.equal(state[f"{prefix}.beta_bias"], torch.ones(2))
+
+
+def test_an_undecayed_parameter_is_in_the_group_without_weight_decay(home, finished):
+    grid = load_experiment(home / "grid.yaml")
+    tokens = experiment.load_tokens(grid, home, home / "work")
+    decays = {}
+    for name in ("frozen", "undecayed"):
+        trainer = experiment.make_trainer(grid, name, 0, tokens, home / "unused", math.inf)
+        groups = trainer.create_optimizer().param_groups
+        decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        decays[name] = {key.rpartition(".")[2] for key, p in trainer.model.named_parameters() if id(p) in decayed}
+    assert decays["frozen"] - decays["undecayed"] == {"beta_scale"}  # alpha_scale is frozen there
+    assert "beta_weight" in decays["undecayed"]
+
+
+def test_a_run_that_was_paused_ends_with_the_same_numbers(home, finished, capsys):
+    folders = {"results": "again", "work": "work-again"}
+    calls = 0
+    while not (home / "again" / "grid" / "dhc-4-s0.json").exists():
+        call(home, "--variants", "dhc-4", "--minutes", "0", **folders)  # one step at a time
+        calls += 1
+    assert calls == 16 and capsys.readouterr().out.count("paused") == 15
+    again = json.loads((home / "again" / "grid" / "dhc-4-s0.json").read_text())
+    assert again["losses"] == finished["dhc-4-s0"]["losses"]
+    assert again["final"] == finished["dhc-4-s0"]["final"]
+
+
+def test_what_is_done_or_held_by_another_process_is_not_run(home, finished, monkeypatch):
+    monkeypatch.setattr(experiment, "run_one", lambda *args: pytest.fail("a run was started"))
+    call(home)
+    with FileLock(home / "work" / "grid" / "residual-s7.lock"):
+        call(home, "--variants", "residual", "--seeds", "7")
+
+
+def test_an_experiment_can_start_from_the_models_of_another_without_changing_their_outputs(home, finished):
+    values = EXPERIMENT | {"start": "grid/residual", "tokens": 4 * 4 * 32}
+    values["variants"] = {name: EXPERIMENT["variants"][name] for name in ("residual", "dhc-4")}
+    (home / "continued.yaml").write_text(yaml.safe_dump(values))
+    continued = load_experiment(home / "continued.yaml")
+    ids = torch.arange(64).view(2, 32)
+    models = [experiment.make_model(continued, name, 0, home / "work").eval() for name in ("residual", "dhc-4")]
+    with torch.no_grad():
+        one, other = (model(input_ids=ids).logits for model in models)
+    assert torch.equal(one, other) and one.std() > 0.1
+    with pytest.raises(ValueError, match=r"starts from .*residual-s5, which is not there"):
+        experiment.make_model(continued, "residual", 5, home / "work")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token": 1}, "'token' is not a field of .*did you mean 'tokens'"),
+        ({"training": {"learning_rat": 1}}, "'learning_rat' of .*did you mean 'learning_rate'"),
+        ({"variants": {"a": {"modl": {}}}}, "'modl' is not a field of variant a .*did you mean 'model'"),
+        ({"variants": {"a": {"model": {"num_stream": 2}}}}, "num_stream"),
+        ({"tokens": 100}, "tokens=100 .* are fewer than 4 steps"),
+        ({"data": {"name": "x"}}, "missing .* 'train' and 'validation'"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(home, change, message):
+    (home / "wrong.yaml").write_text(yaml.safe_dump(EXPERIMENT | change))
+    with pytest.raises(ValueError, match=message):
+        load_experiment(home / "wrong.yaml")
+
+
+def test_text_that_is_missing_is_told_before_anything_is_made(home, tmp_path):
+    grid = load_experiment(home / "grid.yaml")
+    with pytest.raises(ValueError, match=r"No file in the folder of texts .* matches train/\*\.txt.*--data"):
+        experiment.load_tokens(grid, tmp_path, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_tokens_made_otherwise_are_not_taken(home, finished):
+    grid = load_experiment(home / "grid.yaml")
+    grid.data.documents = 3
+    with pytest.raises(ValueError, match=r"asks for .*'documents': 3"):
+        experiment.load_tokens(grid, home, home / "work")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configuration" / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_of_the_repository_loads(path):
+    grid = load_experiment(path)
+    assert grid.steps >= 100 and grid.variants
+    assert grid.block_size <= grid.config(next(iter(grid.variants))).max_position_embeddings
+
+
+def test_blocks_are_taken_evenly_and_the_rest_is_left():
+    blocks = Blocks(np.arange(107, dtype=np.uint16), 10, 4)
+    assert [blocks[i]["input_ids"][0].item() for i in range(4)] == [0, 30, 60, 90]
+    assert len(Blocks(np.arange(107, dtype=np.uint16), 10)) == 10
+
+
+def fake(variant: str, seed: int, curve: list[float], final: float | None = None) -> dict:
+    points = [{"tokens": 100 * (i + 1), "loss": loss, "seconds": i, "health": {}} for i, loss in enumerate(curve)]
+    return {
+        "experiment": "llama-0.3m",
+        "variant": variant,
+        "seed": seed,
+        "parameters": 10,
+        "tokens": 100 * len(curve),
+        "evaluations": points,
+        "final": {"held": {"loss": final or curve[-1]}},
+    }
+
+
+def runs(*results: dict) -> dict:
+    grouped: dict = {}
+    for result in results:
+        grouped.setdefault(result["variant"], {})[result["seed"]] = result
+    return grouped
+
+
+def test_differences_are_paired_by_seed_and_their_error_is_students():
+    """By hand: differences -0.1, -0.2, -0.3; s = 0.1, standard error 0.1/sqrt(3), interval 4.3027 times that."""
+    grid = runs(*(fake(BASELINE, s, [5.0 + s]) for s in range(4)), *(fake("a", s, [4.9 + 0.9 * s]) for s in range(3)))
+    estimate = difference(grid, "a")
+    assert estimate.values == pytest.approx((-0.1, -0.2, -0.3))
+    assert estimate.mean == pytest.approx(-0.2)
+    assert estimate.error == pytest.approx(0.057735, abs=1e-6)
+    assert estimate.interval == pytest.approx(0.248414, abs=1e-5)
+    assert estimate.text() == "−0.200 ± 0.058"  # noqa: RUF001
+    assert verdict(Claim("", "a", True, BASELINE), estimate) == "not decided"
+
+
+def test_a_verdict_needs_an_interval_that_leaves_zero_out():
+    sure, one = Estimate((-0.2, -0.21, -0.19)), Estimate((-0.2,))
+    assert verdict(Claim("", "a", True, "b"), sure) == "holds"
+    assert verdict(Claim("", "a", False, "b"), sure) == "the reverse holds"
+    assert verdict(Claim("", "a", None, "b"), sure) == "lower loss"
+    assert verdict(Claim("", "a", True, "b"), one) == "not decided"
+
+
+def test_tokens_to_a_loss_are_interpolated_between_evaluations():
+    result = fake("a", 0, [6.0, 5.0, 4.0, 4.5])
+    assert tokens_to_reach(result, 4.5) == pytest.approx(250)
+    assert tokens_to_reach(result, 6.5) == 100
+    assert tokens_to_reach(result, 3.9) is None
+    grid = runs(fake(BASELINE, 0, [6.0, 5.5, 5.0, 4.5]), fake("a", 0, [6.0, 5.0, 4.0, 4.5]), fake("a", 1, [9.0]))
+    part, missing = convergence(grid, "a")
+    assert part.values == pytest.approx((250 / 400,)) and missing == 0  # seed 1 has no residual run
+    assert convergence(runs(fake(BASELINE, 0, [4.0]), fake("a", 0, [5.0])), "a") == (None, 1)
+
+
+def test_a_repeated_pair_agrees_within_the_spread_of_seeds_only():
+    committed = runs(
+        *(fake(BASELINE, s, [5.0]) for s in range(3)),
+        *(fake("dhc-4", s, [5.0 + d]) for s, d in enumerate((-0.1, -0.11, -0.12))),
+    )
+    near = runs(fake(BASELINE, 0, [5.01]), fake("dhc-4", 0, [4.88]))
+    far = runs(fake(BASELINE, 0, [5.01]), fake("dhc-4", 0, [4.95]))
+    assert compare(committed, near)[0] and not compare(committed, far)[0]
+    assert "DISAGREES" in compare(committed, far)[1]
+
+
+def test_the_report_of_a_grid_is_drawn_from_its_files_alone(home, finished):
+    template = home / "results" / "README.md.jinja"
+    template.write_text("{{ table('grid') }}\n{{ difference('grid', 'dhc-4').text('+.4f') }}\n")
+    paths = write_report(home / "results")
+    assert {path.name for path in paths} == {"losses.png", "README.md"}
+    text = (home / "results" / "README.md").read_text()
+    gap = finished["dhc-4-s0"]["final"]["held"]["loss"] - finished["residual-s0"]["final"]["held"]["loss"]
+    assert f"{gap:+.4f} (one seed)".replace("-", "−") in text  # noqa: RUF001
+    assert "| frozen |" in text and "difference, other" in text
+
+
+def test_the_committed_report_is_what_the_committed_numbers_give():
+    folder = ROOT / "results"
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    experiments = load_results(folder)
+    assert render(environment, folder, experiments).strip() == (folder / "README.md").read_text().strip()
+    variants = experiments["llama-0.3m"].keys()
+    for claim in CLAIMS + OPEN:
+        assert claim.variant in variants and claim.other in variants, claim.says
