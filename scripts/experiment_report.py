@@ -88,9 +88,9 @@ class Estimate:
 
 
 def load_results(folder: Path) -> dict[str, Runs]:
-    """Returns all runs by experiment, variant and seed."""
+    """Returns all runs by experiment, variant (the residual one first) and seed."""
     experiments: dict[str, Runs] = {}
-    for path in sorted(folder.glob("*/*-s*.json")):
+    for path in sorted(folder.glob("*/*-s*.json"), key=lambda p: (p.parent, not p.name.startswith(BASELINE), p)):
         if re.search(r"-s\d+$", path.stem):
             result = json.loads(path.read_text(encoding="utf-8"))
             experiments.setdefault(result["experiment"], {}).setdefault(result["variant"], {})[result["seed"]] = result

@@ -225,6 +225,38 @@ def test_every_experiment_of_the_repository_loads(path):
     assert grid.block_size <= grid.config(next(iter(grid.variants))).max_position_embeddings
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-125m", "olmoe-125m-290m"])
+def test_an_experiment_for_gpus_runs_at_toy_size_cut_into_pieces(name, home, finished, monkeypatch):
+    """All but the sizes is as in its file: bf16, compiled, its recipe, its variants."""
+    values = yaml.safe_load((ROOT / "configuration" / "experiments" / f"{name}.yaml").read_text())
+    model = json.loads((ROOT / values["model"]).read_text()) | {"hidden_size": 32, "num_hidden_layers": 2}
+    model |= {"vocab_size": 300, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {key: EXPERIMENT[key] for key in ("data", "seeds", "batch_size", "block_size", "eval_blocks")}
+    values |= sizes | {"model": model, "tokens": 8 * 4 * 32, "evaluations": 2}
+    values["training"]["warmup_steps"] = 2
+    (home / "toy").mkdir(exist_ok=True)
+    (home / "toy" / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    folders = ["--data", str(home), "--results", str(home / "results-toy"), "--work", str(home / "work")]
+    arguments = [
+        "experiment.py",
+        "run",
+        str(home / "toy" / f"{name}.yaml"),
+        *folders,
+        "--variants",
+        "residual",
+        "dhc-4",
+    ]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--minutes", "0"])
+    experiment.main()
+    assert not (home / "results-toy" / name).exists()
+    monkeypatch.setattr(sys, "argv", arguments)
+    experiment.main()
+    for variant in ("residual", "dhc-4"):
+        result = json.loads((home / "results-toy" / name / f"{variant}-s0.json").read_text())
+        assert len(result["losses"]) == 8 and result["losses"][-1] < result["losses"][0]
+
+
 def test_blocks_are_taken_evenly_and_the_rest_is_left():
     blocks = Blocks(np.arange(107, dtype=np.uint16), 10, 4)
     assert [blocks[i]["input_ids"][0].item() for i in range(4)] == [0, 30, 60, 90]
