@@ -321,13 +321,15 @@ def summary(result: dict[str, Any]) -> str:
     return f"{result['experiment']} {result['variant']} seed {result['seed']}: {final}"
 
 
-def finished(experiment: Experiment, args: argparse.Namespace) -> list[tuple[str, int]]:
-    return [(n, s) for n, s in grid(experiment, args) if (args.results / experiment.name / f"{n}-s{s}.json").exists()]
-
-
 def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
     """Scores the models of finished runs with eval/run.py, which knows where the tasks' data is."""
-    folders = [args.work / experiment.name / f"{name}-s{seed}" for name, seed in finished(experiment, args)]
+    folders = [
+        args.work / experiment.name / f"{name}-s{seed}"
+        for name, seed in grid(experiment, args)
+        if (args.results / experiment.name / f"{name}-s{seed}.json").exists()
+    ]
+    if not folders:
+        raise ValueError(f"No run of {experiment.name} is finished: start `experiment.py run` first.")
     for folder in folders:  # the tokenizer is the experiment's
         for file in (args.work / f"data-{experiment.data.name}").glob("tokenizer*.json"):
             (folder / file.name).write_bytes(file.read_bytes())
@@ -340,7 +342,10 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
 
 
 def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
-    """Times a training step of each variant, forward, backward and update, in turns, in one process."""
+    """Times a training step of each variant, forward, backward and update, in turns, in one process.
+
+    On a GPU it also counts the bytes that a step takes at most, besides weights and optimizer.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     training = experiment.training
     autocast = torch.autocast(device, torch.bfloat16, enabled=bool(training.get("bf16")))
@@ -362,16 +367,21 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
             return time.perf_counter() - start
 
         steps[name] = step
-    for step in steps.values():
+    peaks = {}
+    for name, step in steps.items():
         step()
-        step()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            peaks[name] = torch.cuda.max_memory_allocated() - before
     rounds = [{name: step() for name, step in steps.items()} for _ in tqdm(range(args.rounds), disable=None)]
     baseline = next(iter(steps))
     ratios = {}
     for name in steps:
         low, median, high = statistics.quantiles((row[name] / row[baseline] for row in rounds), n=4)
         seconds = statistics.median(row[name] for row in rounds)
-        ratios[name] = {"ratio": median, "quartiles": [low, high], "seconds": seconds}
+        ratios[name] = {"ratio": median, "quartiles": [low, high], "seconds": seconds, "peak_bytes": peaks.get(name)}
         print(f"{name:24}{median:6.2f} ({low:.2f}-{high:.2f}) of {baseline}'s step, {1e3 * seconds:.0f} ms")
     record = {"baseline": baseline, "rounds": args.rounds, "steps": ratios}
     record |= {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions()}

@@ -20,18 +20,23 @@ Runs = dict[str, dict[int, dict[str, Any]]]  # variant, seed
 
 BASELINE = "residual"
 MAIN = "llama-0.3m"
+MOE = "olmoe-0.3m-0.8m"
 COLOURS = {"residual": "tab:gray", "shc-4": "tab:orange", "dhc-4": "tab:blue"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering: that `variant` ends with a lower loss than `other`, or a higher one."""
+    """An ordering: that `variant` ends with a lower loss than `other`, or a higher one.
+
+    With `than`, that the difference is lower in one experiment than in another one.
+    """
 
     says: str
     variant: str
     lower: bool | None  # None: an open question
     other: str
     experiment: str = MAIN
+    than: str | None = None
 
 
 CLAIMS = [
@@ -48,6 +53,9 @@ CLAIMS = [
     Claim(
         "Width connections matter more than write weights (Table 3)", "dhc-4-frozen-width", False, "dhc-4-frozen-beta"
     ),
+    Claim("A mixture of experts gains more than a dense model (Tables 6, 1)", "dhc-4", True, BASELINE, MOE, than=MAIN),
+    Claim("A larger model gains more: 0.8M against 0.3M", "dhc-4", True, BASELINE, "llama-0.8m", than=MAIN),
+    Claim("A larger model gains more: 2.6M against 0.3M", "dhc-4", True, BASELINE, "llama-2.6m", than=MAIN),
 ]
 OPEN = [
     Claim("Output projections not rescaled, against divided by sqrt(n)", "dhc-4-rescaling-none", None, "dhc-4"),
@@ -170,6 +178,20 @@ def table(folder: Path, runs: Runs, experiment: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def lm_eval_table(folder: Path, experiment: str) -> str:
+    """Renders the scores in lm-eval.json: of each variant, the mean over seeds and its standard error."""
+    report = json.loads((folder / experiment / "lm-eval.json").read_text())
+    variants = list(dict.fromkeys(re.sub(r"-s\d+$", "", model["name"]) for model in report["models"]))
+    rows = [["task", "items", *variants], ["---"] * (2 + len(variants))]
+    for task, metrics in report["results"].items():
+        row = [task, str(report["tasks"][task]["num_items"])]
+        for variant in variants:
+            scores = [s["value"] for name, s in metrics["acc"].items() if re.fullmatch(rf"{variant}-s\d+", name)]
+            row.append(Estimate(tuple(scores)).text(".3f"))
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def verdict(claim: Claim, estimate: Estimate) -> str:
     """Says what the interval allows: of a claim whether it holds, of an open question which side is lower."""
     if abs(estimate.mean) <= estimate.interval:
@@ -180,16 +202,26 @@ def verdict(claim: Claim, estimate: Estimate) -> str:
 
 
 def claims_table(experiments: dict[str, Runs], claims: list[Claim]) -> str:
+    """Renders what is claimed or asked, what was measured, and the verdict."""
     rows = ["| | difference of the losses | 95 % interval | |", "| --- | --- | --- | --- |"]
     for claim in claims:
-        runs = experiments.get(claim.experiment, {})
-        if claim.variant not in runs or claim.other not in runs:
+        estimate = measured(experiments, claim)
+        if estimate is None:
             rows.append(f"| {claim.says} | | | not run |")
-            continue
-        estimate = difference(runs, claim.variant, claim.other)
-        half = "" if math.isinf(estimate.interval) else f"± {estimate.interval:.3f}"
-        rows.append(f"| {claim.says} | {estimate.text()} | {half} | {verdict(claim, estimate)} |")
+        else:
+            half = "" if math.isinf(estimate.interval) else f"± {estimate.interval:.3f}"
+            rows.append(f"| {claim.says} | {estimate.text()} | {half} | {verdict(claim, estimate)} |")
     return "\n".join(rows)
+
+
+def measured(experiments: dict[str, Runs], claim: Claim) -> Estimate | None:
+    """Returns what a claim is about, over the seeds that have all of it; None if there is none."""
+    names = [claim.experiment, *([claim.than] if claim.than else [])]
+    pairs = [[experiments.get(name, {}).get(v, {}) for v in (claim.variant, claim.other)] for name in names]
+    seeds = sorted(set.intersection(*(set(runs) for pair in pairs for runs in pair)))
+    gaps = [[final_loss(runs[seed]) - final_loss(other[seed]) for seed in seeds] for runs, other in pairs]
+    values = tuple(gap - sum(rest) for gap, *rest in zip(*gaps, strict=True))
+    return Estimate(values) if values else None
 
 
 def compare(committed: Runs, again: Runs) -> tuple[bool, str]:
@@ -343,6 +375,7 @@ def render(environment: Environment, folder: Path, experiments: dict[str, Runs])
         experiments=experiments,
         claims=claims_table(experiments, CLAIMS),
         open_questions=claims_table(experiments, OPEN),
+        lm_eval=lambda name: lm_eval_table(folder, name),
         table=lambda name: table(folder, experiments[name], name),
         loss=lambda name, variant: losses(experiments[name], variant),
         difference=lambda name, variant, other=BASELINE, text=None: difference(
