@@ -54,8 +54,8 @@ CLAIMS = [
         "Width connections matter more than write weights (Table 3)", "dhc-4-frozen-width", False, "dhc-4-frozen-beta"
     ),
     Claim("A mixture of experts gains more than a dense model (Tables 6, 1)", "dhc-4", True, BASELINE, MOE, than=MAIN),
+    Claim("A larger model gains more: 0.3M against 0.1M", "dhc-4", True, BASELINE, MAIN, than="llama-0.1m"),
     Claim("A larger model gains more: 0.8M against 0.3M", "dhc-4", True, BASELINE, "llama-0.8m", than=MAIN),
-    Claim("A larger model gains more: 2.6M against 0.3M", "dhc-4", True, BASELINE, "llama-2.6m", than=MAIN),
 ]
 OPEN = [
     Claim("Output projections not rescaled, against divided by sqrt(n)", "dhc-4-rescaling-none", None, "dhc-4"),
