@@ -126,8 +126,9 @@ class _Depth(Function):
 
     @staticmethod
     def forward(streams: Tensor, block_output: Tensor, carry: Tensor, beta: Tensor) -> Tensor:
+        # matmul goes another way, to other bits, where an operand needs a gradient, and block recompute needs none.
         with full_precision(streams):
-            carried = carry.mT @ widen(streams)
+            carried = carry.detach().mT @ widen(streams)
             return carried.addcmul_(beta.unsqueeze(-1), widen(block_output).unsqueeze(-2)).to(streams.dtype)
 
     @staticmethod

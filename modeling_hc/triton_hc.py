@@ -21,6 +21,9 @@ These are the least that is possible with the streams in memory between the bloc
 token where coefficients or their gradients need a sum over D first; the second sweep finds its inputs in a cache. The
 backward pass rebuilds H_k from what the depth connection read.
 
+Between two layers the halves stay apart and move 9n + 5 numbers of D instead of 5n + 5: a layer that left its
+last block unfinished to the next one would need another model `forward` than upstream's, in every family.
+
 Work is divided so that a warp owns a token: sums over D stay in its registers until the end. Weight gradients are
 summed over tokens by one partial sum a program, in a fixed order and without atomics, hence deterministic.
 
@@ -588,12 +591,28 @@ def _site(
         )
     leading, (n, d) = streams.shape[:-2], streams.shape[-2:]
     block_output, alpha, beta = unwritten or (None, None, None)
+    weight, _, _, alpha_bias, beta_bias = parameters
+    _check("the block's output", block_output, (*leading, d), streams)
+    _check("the weight", weight, (n + 2, d), streams)
+    for name, numbers in (("alpha", alpha), ("alpha of the next block", alpha_bias)):
+        _check(name, numbers, (n, n + 1), streams)
+    for name, numbers in (("beta", beta), ("beta of the next block", beta_bias)):
+        _check(name, numbers, (n,), streams)
     if unwritten:
         block_output = block_output.reshape(-1, d)
         alpha, beta = _per_token(alpha, leading, 2), _per_token(beta, leading, 1)
     parameters = (None if p is None else p.float() for p in parameters)
     results = _Site.apply(streams.reshape(-1, n, d), block_output, alpha, beta, *parameters, use_tanh, eps, centered)
     return tuple(result.reshape(*leading, *result.shape[1:]) for result in results)
+
+
+def _check(name: str, tensor: Tensor | None, shape: tuple[int, ...], streams: Tensor) -> None:
+    """Refuses what the kernels would read beyond its end: they know the shape and device of the streams only."""
+    if tensor is not None and (tensor.shape[-len(shape) :] != shape or tensor.device != streams.device):
+        raise ValueError(
+            f"With streams {list(streams.shape)} on {streams.device}, the kernels of hyper-connections take {name} of "
+            f"{list(shape)} there; it is {list(tensor.shape)} on {tensor.device}."
+        )
 
 
 def _per_token(numbers: Tensor, leading: torch.Size, own_axes: int) -> Tensor:

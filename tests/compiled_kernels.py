@@ -2,15 +2,16 @@
 """Compiles the kernels for a GPU on a machine without one, and prints what they take of it, a line of JSON a kernel.
 
     python tests/compiled_kernels.py                 # boundaries of the shapes below, for sm_80 and sm_90, bf16
-    python tests/compiled_kernels.py 4x2048          # one shape
+    python tests/compiled_kernels.py 4x2048          # one shape, of 8 tokens
+    python tests/compiled_kernels.py 4x2048x1 --dtype float32      # of one token, which is compiled by itself
 
 The kernels are launched through their operators, so what is compiled is what runs: the launch alone is replaced.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from triton.compiler import ASTSource
 
 from modeling_hc import triton_hc
 
-SHAPES = ["1x64", "2x2048", "3x384", "4x2048", "4x4096", "8x8192"]
+SHAPES = ["1x64", "2x2048", "2x2048x1", "3x384", "4x2048", "4x4096", "8x8192"]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
@@ -43,6 +44,8 @@ class Compiler:
         for position, (name, value) in enumerate(zip(self.kernel.arg_names, arguments, strict=False)):
             if value is None:
                 constants[name] = None
+            elif isinstance(value, int) and value == 1:  # as when it is launched: a constant
+                constants[name] = 1
             elif isinstance(value, torch.Tensor):
                 signature[name], aligned[(position,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
             else:
@@ -68,13 +71,15 @@ def _cuobjdump(what: str, path: str) -> str:
     return subprocess.check_output([TOOLS / "cuobjdump", what, path], text=True, stderr=subprocess.DEVNULL)
 
 
-def boundary(n: int, d: int, capability: int, centered: bool) -> dict[str, dict[str, int]]:
+def boundary(
+    n: int, d: int, capability: int, centered: bool, tokens: int = 8, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, dict[str, int]]:
     """Compiles the boundary's two kernels for one shape; returns what each takes."""
     forward = Compiler(triton_hc._forward_kernel, capability)
     backward = Compiler(triton_hc._backward_kernel, capability)
-    streams, output = torch.zeros(8, n, d, dtype=torch.bfloat16), torch.zeros(8, d, dtype=torch.bfloat16)
-    alpha, beta, one = torch.zeros(8, n, n + 1), torch.zeros(8, n), torch.zeros(1)
-    weight, saved = torch.zeros(n + 2, d), torch.zeros(8, n, n + 4)
+    streams, output = torch.zeros(tokens, n, d, dtype=dtype), torch.zeros(tokens, d, dtype=dtype)
+    alpha, beta, one = torch.zeros(tokens, n, n + 1), torch.zeros(tokens, n), torch.zeros(1)
+    weight, saved = torch.zeros(n + 2, d), torch.zeros(tokens, n, n + 4)
     kernels = triton_hc._forward_kernel, triton_hc._backward_kernel
     triton_hc._forward_kernel, triton_hc._backward_kernel = forward, backward
     try:
@@ -87,10 +92,15 @@ def boundary(n: int, d: int, capability: int, centered: bool) -> dict[str, dict[
 
 
 if __name__ == "__main__":
-    for shape in sys.argv[1:] or SHAPES:
-        n, d = map(int, shape.split("x"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=SHAPES, metavar="NxD[xTOKENS]")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    args = parser.parse_args()
+    for shape in args.shapes:
+        n, d, *tokens = map(int, shape.split("x"))
         for capability in (80, 90):
             for centered in (False, True):
-                for name, resources in boundary(n, d, capability, centered).items():
+                kernels = boundary(n, d, capability, centered, *tokens, dtype=getattr(torch, args.dtype))
+                for name, resources in kernels.items():
                     where = {"kernel": name, "n": n, "d": d, "sm": capability, "centered": centered}
                     print(json.dumps(where | resources), flush=True)

@@ -121,13 +121,22 @@ def test_fewer_than_one_site_is_refused() -> None:
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
+import importlib.util, sys, torch, torch.distributed as dist
 sys.path.insert(0, {tests!r})
-from test_recompute_hc import IDS, model
+from test_recompute_hc import IDS, gradients, model
+from modeling_hc import dispatch_hc
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
+
+
+def shard(net):
+    for layer in net.model.layers:
+        fully_shard(layer)
+    return fully_shard(net)
+
+
 for connection in ("static", "dynamic"):
     for wrap in ("ddp", "fsdp2"):
         results = []
@@ -137,21 +146,38 @@ for connection in ("static", "dynamic"):
             if wrap == "ddp":
                 wrapped = DistributedDataParallel(net)
             else:
-                for layer in net.model.layers:
-                    fully_shard(layer)
-                wrapped = fully_shard(net)
+                wrapped = shard(net)
             ids = IDS[dist.get_rank() :][:1]
             wrapped(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             results.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), (connection, wrap)
         assert any(g.abs().max() > 0 for g in results[0])
+if importlib.util.find_spec("triton"):
+    from modeling_hc import triton_hc
+
+    triton_hc.ROWS = 32  # fewer, larger programs: an interpreter's time is per operation
+    for connection in ("static", "dynamic"):
+        fields = {{"connection": connection, "num_hidden_layers": 2, "num_streams": 2}}
+        dispatch_hc.KERNELS = "reference"
+        loss, *want = gradients(model(**fields))
+        dispatch_hc.KERNELS = "triton"
+        for sites in (1, 4):
+            net = model(**fields)
+            net.recompute_streams(sites)
+            ids = IDS[dist.get_rank() :][:1]
+            shard(net)(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            for (name, parameter), gradient in zip(net.named_parameters(), want, strict=True):
+                got = parameter.grad.full_tensor()
+                torch.testing.assert_close(got, gradient, rtol=1e-3, atol=1e-5, msg=lambda m: name + m)
 dist.destroy_process_group()
 """
 
 
-def test_recompute_is_exact_in_two_processes_under_ddp_and_fsdp2(tmp_path: Path) -> None:
+def test_recompute_is_exact_in_two_processes_under_ddp_and_fsdp2_and_kernels_agree_there(tmp_path: Path) -> None:
+    """The kernels run in Triton's interpreter, sharded, and are compared with the unsharded reference."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -134,6 +134,13 @@ VARIANTS = [
     (8, 80, "ragged", torch.float32, "dynamic", True, False, True),
     (2, 200, "batch", torch.float32, "static", True, False, True),
     (4, 64, "ragged", torch.bfloat16, "static", True, False, True),
+    (8, 96, "one token", torch.float16, "static", True, False, True),
+    (2, 3072, "one token", torch.bfloat16, "dynamic", True, True, True),
+    (1, 8192, "one token", torch.float16, "dynamic", True, False, True),
+    (4, 8192, "one token", torch.bfloat16, "static", True, False, True),
+    pytest.param(4, 3072, "ragged", torch.float32, "dynamic", True, True, True, marks=pytest.mark.slow),
+    pytest.param(8, 8192, "one token", torch.bfloat16, "dynamic", True, False, True, marks=pytest.mark.slow),
+    pytest.param(8, 8192, "one token", torch.float32, "dynamic", True, True, True, marks=pytest.mark.slow),
 ]
 
 
@@ -248,6 +255,39 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         assert not dispatch_hc.boundary(streams, (), alpha)[1].any()
 
 
+def test_streams_on_a_cpu_are_refused_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch_hc, "KERNELS", "triton")
+    monkeypatch.setattr(triton_hc, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"need an NVIDIA GPU .* the streams are on cpu.* MODELING_HC_KERNELS=auto"):
+        dispatch_hc.boundary(torch.zeros(2, 4, 64), (), torch.zeros(4, 5))
+
+
+def test_what_does_not_fit_the_streams_is_refused_before_it_is_read() -> None:
+    """The kernels know the sizes of the streams only, and would read beyond the end of anything smaller."""
+    activations, parameters = problem((6,), 4, 64, torch.float32)
+    streams, output = (value.to(DEVICE) for value in activations.values())
+    alpha, beta, weight = (parameters[f"{name}_a"].to(DEVICE) for name in ("alpha_bias", "beta_bias", "weight"))
+    one = torch.ones(1, device=DEVICE)
+    rest = one, one, alpha, beta, True, 1e-5, True
+    for call, words in (
+        (lambda: triton_hc.boundary(streams, (), alpha[:2, :3]), r"alpha .*of \[4, 5\] there; it is \[2, 3\]"),
+        (lambda: triton_hc.depth_connection(streams, output[:3], alpha, beta), r"output of \[6, 64\]"),
+        (lambda: triton_hc.depth_connection(streams, output, alpha, beta[:3]), r"beta of \[4\]"),
+        (lambda: triton_hc.dynamic_boundary(streams, (), weight[:, :32], None, *rest), r"weight of \[6, 64\]"),
+        (lambda: triton_hc.boundary(streams, (), alpha.to("meta")), "on meta"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number() -> None:
+    streams = torch.randn(3, 2, 64, device=DEVICE, requires_grad=True)
+    block_input = triton_hc.width_connection(streams, torch.ones(2, 3, device=DEVICE))
+    (first,) = torch.autograd.grad(block_input.square().sum(), streams, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        first.square().sum().backward()
+
+
 @pytest.mark.parametrize(
     "value, absent, words",
     (
@@ -327,15 +367,68 @@ def test_checkpointing_and_autocast_change_nothing_but_memory_and_precision(
 
     want = gradients()
     mixed = gradients(autocast=True)
-    model.gradient_checkpointing_enable()
-    for plain, checkpointed in zip(want, gradients(), strict=True):
-        torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
+    model.enable_input_require_grads()
+    for reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        for plain, checkpointed in zip(want, gradients(), strict=True):
+            torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
     model.gradient_checkpointing_disable()
     monkeypatch.setattr(dispatch_hc, "KERNELS", "reference")
     for plain, reference in zip(want, gradients(), strict=True):
         torch.testing.assert_close(plain, reference, rtol=1e-3, atol=1e-6)
     for half, reference in zip(mixed, gradients(autocast=True), strict=True):
         torch.testing.assert_close(half, reference, rtol=0.05, atol=0.01 * reference.abs().max().item() + 1e-6)
+
+
+@pytest.mark.parametrize("connection", ("static", "dynamic"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_recomputed_streams_are_rebuilt_by_a_kernel_with_every_gradient_to_the_last_bit(
+    connection: str, dtype: torch.dtype, with_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama(connection, num_hidden_layers=2).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_hc." in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(dtype)
+    ids = torch.arange(20, device=DEVICE).reshape(2, 10)
+    launched = []
+    depth_connection = dispatch_hc.fused_depth_connection
+    monkeypatch.setattr(
+        dispatch_hc, "fused_depth_connection", lambda *args: (launched.append(args), depth_connection(*args))[1]
+    )
+
+    def gradients() -> list[Tensor]:
+        launched.clear()
+        model.zero_grad()
+        outputs = model(ids, labels=ids, use_cache=False)
+        outputs.loss.backward()
+        return [outputs.logits.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    want = gradients()
+    assert len(launched) == 2  # the ends of the layers
+    model.recompute_streams(4)
+    for kept, recomputed in zip(want, gradients(), strict=True):
+        assert torch.equal(kept, recomputed)
+    assert len(launched) == 2 + 3  # of the streams of four sites, the first were kept
+
+
+def test_a_compiled_model_with_kernels_is_the_eager_one(with_kernels: None) -> None:
+    torch.use_deterministic_algorithms(False)
+    model = llama("dynamic")
+    ids = torch.arange(12, device=DEVICE).reshape(2, 6)
+
+    def gradients(step: nn.Module) -> list[Tensor]:
+        model.zero_grad()
+        loss = step(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    want = gradients(model)
+    for eager, compiled in zip(
+        want, gradients(torch.compile(model, fullgraph=True, backend="aot_eager")), strict=True
+    ):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -374,6 +467,15 @@ def test_the_kernels_compile_for_gpus_and_spill_no_registers_up_to_four_streams(
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert {kernel["n"] for kernel in kernels} == {1, 2, 3, 4, 8}
     assert [kernel for kernel in kernels if kernel["n"] <= 4 and kernel["stack"]] == []
+
+
+@pytest.mark.gpu
+def test_gradients_have_the_same_bits_in_every_run() -> None:
+    """Weight gradients, too, of more tokens than programs can take at once."""
+    values = problem((10_007,), 4, 384, torch.bfloat16)
+    first, *others = (results(triton_hc, *values, "dynamic", True, True, True) for _ in range(3))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.gpu
