@@ -24,9 +24,6 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
-from torch.distributed import get_world_size
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils import can_return_tuple
@@ -200,6 +197,11 @@ class HCPreTrainedModelMixin:
         parameters, which are few, and gradients are averaged, also in fp32. Call it before the optimizer is made and
         before `Accelerator.prepare` or `Trainer.train`, which shard what is left; torch.distributed must have started.
         """
+        # Here, because not every build of torch has them.
+        from torch.distributed import get_world_size
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=("dp_replicate", "dp_shard"))
         connections = [module for module in self.modules() if isinstance(module, StaticHyperConnection)]
@@ -214,9 +216,10 @@ class HCPreTrainedModelMixin:
         self, save_directory: str | PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """Upstream's, which also leaves a model card in a folder that has none, and our code where FSDP2 wraps us."""
-        if isinstance(self, FSDPModule):  # a class that torch derived from ours: its file is torch's, and no model's
-            wrapped = type(self)
-            self.__class__ = wrapped.__mro__[wrapped.__mro__.index(FSDPModule) + 1]
+        wrapped = type(self)
+        own = next(cls for cls in wrapped.__mro__ if not cls.__module__.startswith("torch."))
+        if own is not wrapped:  # a class that FSDP2 derived from ours: its file is torch's, and has no model
+            self.__class__ = own
             try:
                 return self.save_pretrained(save_directory, is_main_process, *args, **kwargs)
             finally:

@@ -114,16 +114,18 @@ def run_script_and_record(folder: Path, fields: dict[str, Any], samples: Path) -
 def run_script_and_look(folder: Path, fields: dict[str, Any], start_folder: Path, report: Path) -> None:
     """scripts/train.py, which also leaves what the first forward pass computed with."""
     found: dict[str, Any] = {}
-    stored = AutoModelForCausalLM.from_pretrained(start_folder)
-    expected = {id(module): name for name, module in stored.named_modules()}
-    expected = {name: dict(stored.get_submodule(name).named_parameters()) for name in expected.values()}
-    names = iter(name for name, module in stored.named_modules() if isinstance(module, StaticHyperConnection))
+    stored = AutoModelForCausalLM.from_pretrained(start_folder).named_modules()
+    expected = iter([(name, module) for name, module in stored if isinstance(module, StaticHyperConnection)])
 
-    def look(module: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
-        if isinstance(module, StaticHyperConnection) and (name := next(names, None)):
-            exact = [torch.equal(p, expected[name][key]) for key, p in module.named_parameters()]
-            dtypes = sorted({str(p.dtype) for p in [*module.parameters(), *outputs[2:]]})
-            found[name] = {"dtypes": dtypes, "exact": all(exact), "streams": str(outputs[0].dtype)}
+    def look(module: torch.nn.Module, inputs: tuple, outputs: Any) -> None:
+        if isinstance(module, StaticHyperConnection) and (at_first := next(expected, None)):
+            name, connection = at_first
+            pairs = zip(module.parameters(), connection.parameters(), strict=True)
+            found[name] = {
+                "dtypes": sorted({str(tensor.dtype) for tensor in [*module.parameters(), *outputs[2:]]}),
+                "exact": all(torch.equal(used, stored) for used, stored in pairs),
+                "streams": str(outputs[0].dtype),
+            }
         elif isinstance(module, torch.nn.Linear):
             found["linear"] = str(module.weight.dtype)
 
