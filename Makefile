@@ -35,7 +35,7 @@ $(SUITE): $(READY)
 test: $(READY) $(SUITE)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
-layouts: $(READY)  ## compare DDP, FSDP2, tensor parallelism and resumed runs with one process; half an hour on two cores
+layouts: $(READY)  ## compare DDP, FSDP2, tensor parallelism and resumed runs with one process; long
 	$(BIN)/python tests/process_layouts.py
 
 lint: $(READY)  ## check style
