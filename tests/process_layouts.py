@@ -285,7 +285,7 @@ def main() -> None:
     print("| model | layout | processes | compared with one process, or an uninterrupted run | as it should be |")
     print("|---|---|---|---|---|")
     if options.short:
-        campaign.layouts("llama", "dynamic", [("ddp", 2), ("fsdp2", 2), ("tensor-parallel", 2)])
+        campaign.layouts("llama", "dynamic", [("fsdp2", 2), ("tensor-parallel", 2)])  # test_train.py has DDP
         campaign.resume("llama-dynamic", 1)
         campaign.precision("llama-dynamic")
         campaign.stream(2)
