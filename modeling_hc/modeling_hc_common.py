@@ -189,10 +189,41 @@ class HCPreTrainedModelMixin:
             raise ValueError(f"sites is {sites!r}; give a whole number of blocks, 1 or more.")
         self.base_model.recomputed_sites = sites
 
+    def shard_connections(self) -> None:
+        """Gives the hyper-connections to FSDP2 as a group of their own, in fp32 whatever the precision of the rest.
+
+        FSDP2 computes with copies of the parameters in the dtype of its mixed-precision policy, one dtype a group, and
+        coefficients made from bf16 parameters are no fp32 coefficients. In this group every process keeps all
+        parameters, which are few, and gradients are averaged, also in fp32. Call it before the optimizer is made and
+        before `Accelerator.prepare` or `Trainer.train`, which shard what is left; torch.distributed must have started.
+        """
+        # Here, because not every build of torch has them.
+        from torch.distributed import get_world_size
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=("dp_replicate", "dp_shard"))
+        connections = [module for module in self.modules() if isinstance(module, StaticHyperConnection)]
+        fully_shard(
+            connections,
+            mesh=mesh,
+            reshard_after_forward=False,
+            mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
+        )
+
     def save_pretrained(
         self, save_directory: str | PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """Upstream's, which also leaves a model card in a folder that has none."""
+        """Upstream's, which also leaves a model card in a folder that has none, and our code where FSDP2 wraps us."""
+        wrapped = type(self)
+        own = next(cls for cls in wrapped.__mro__ if not cls.__module__.startswith("torch."))
+        if own is not wrapped:  # a class that FSDP2 derived from ours: its file is torch's, and has no model
+            self.__class__ = own
+            try:
+                return self.save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            finally:
+                self.__class__ = wrapped
         if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):
             write_model_card(save_directory, self)
             self._model_card = (Path(save_directory) / "README.md").read_text(encoding="utf-8")

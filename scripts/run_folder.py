@@ -110,7 +110,7 @@ def plot_loss(history: list[dict[str, float]], tokens_per_step: int, path: Path)
 def finish(folder: Path, run: dict[str, Any], trainer: Trainer, block_size: int) -> None:
     """Writes what is known after training: run.json, log_history.json, loss.png and the card's training section."""
     history, args = trainer.state.log_history, trainer.args
-    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * block_size
+    tokens_per_step = trainer.get_total_train_batch_size(args) * block_size
     results = {}
     for entry in history:
         results |= {key: value for key, value in entry.items() if key.startswith("eval_")}

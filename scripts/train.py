@@ -37,11 +37,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.distributed import DistributedConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from modeling_hc.health import ConnectionHealth
 from modeling_hc.losses import block_sums
+from modeling_hc.modeling_hc_common import HCPreTrainedModelMixin
 from modeling_hc.recipes import build_config, load_recipe
 
 
@@ -66,6 +68,11 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
             "hyper_connect; scripts/convert.py gives a residual checkpoint hyper-connections beforehand."
         )
     if args.config is not None:
+        if args.tensor_parallel:
+            raise ValueError(
+                "tensor_parallel=true needs model_name_or_path: matrices are split while a checkpoint is loaded. Give "
+                "an untrained one, saved with save_pretrained, to train from scratch."
+            )
         if args.hyper_connect:
             raise ValueError("hyper_connect=true needs model_name_or_path; from scratch, name an hc recipe in config.")
         return load_recipe(args.config, **overrides)
@@ -110,9 +117,10 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
         config.pad_token_id = tokenizer.pad_token_id
         return AutoModelForCausalLM.from_config(config)
     name = args.model_name_or_path
+    options = {"distributed_config": DistributedConfig(tp_plan="auto")} if args.tensor_parallel else {}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error
@@ -177,7 +185,8 @@ def prepare(
             held_out, data["validation"] = make_blocks(held_out, "held-out", tokenizer, data_args)
     watched = torch.tensor([block["input_ids"][:128] for block in train.take(2)])
     if not isinstance(train, Dataset):
-        train = train.shuffle(seed=args.data_seed or args.seed, buffer_size=1000)
+        # Without an end: a resumed Trainer counts the batches to skip from the beginning of the first epoch.
+        train = train.shuffle(seed=args.data_seed or args.seed, buffer_size=1000).repeat(None)
 
     metric = evaluate.load(str(Path(__file__).with_name("language_modeling.py")), keep_in_memory=True)
 
@@ -197,6 +206,8 @@ def prepare(
         preprocess_logits_for_metrics=block_sums,
     )
     trainer.add_callback(ConnectionHealth(trainer, watched))
+    if trainer.accelerator.is_fsdp2 and isinstance(model, HCPreTrainedModelMixin):
+        model.shard_connections()
     return trainer, data
 
 

@@ -34,6 +34,13 @@ class ModelArguments:
             "with less memory, in less time than with gradient_checkpointing. Compiled models ignore it."
         },
     )
+    tensor_parallel: bool = field(
+        default=False,
+        metadata={
+            "help": "Split the matrices of a checkpoint over all processes, which then share each batch. It cannot be "
+            "resumed: save_strategy=no, or save_only_model=true."
+        },
+    )
     lora_r: int | None = field(
         default=None,
         metadata={

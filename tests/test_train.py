@@ -343,6 +343,7 @@ BAD_INPUT = {
     "no such checkpoint": (checkpoint("none"), ["model_name_or_path", "none"]),
     "override of an unknown field": ({"config_overrides": "num_layers=3"}, ["num_layers", "num_hidden_layers"]),
     "hyper_connect from scratch": ({"hyper_connect": True}, ["hyper_connect", "model_name_or_path"]),
+    "tensor parallelism from scratch": ({"tensor_parallel": True}, ["tensor_parallel", "model_name_or_path"]),
     "two sources of data": ({"dataset_name": "x"}, ["dataset_name", "train_files"]),
     "held-out files alone": ({"train_files": None}, ["train_files", "validation_files"]),
     "no such dataset": (
