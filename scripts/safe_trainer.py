@@ -163,6 +163,13 @@ class SafeTrainer(Trainer):
                     os.replace(path, folder / path.name)
                 shutil.rmtree(folder / UNFINISHED)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """Upstream's, but no batch for a run that is resumed after its last step, which would get one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     # ---- numbers that are none --------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
