@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test faults lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ $(SUITE): $(READY)
 
 test: $(READY) $(SUITE)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+faults: $(READY)  ## kill, stop and starve training runs, resume them and compare; rewrites results/faults
+	$(BIN)/python tests/fault_campaign.py
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from modeling_hc.data import stdlib_files
@@ -147,6 +148,8 @@ class Campaign:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.environ.update(environment)
+            AcceleratorState._reset_state(reset_partial_state=True)  # a test before may have left it
+            GradientState._reset_state()
             sys.argv = ["scripts/train.py", *arguments]
             changes = count_changes(operation)
             status = train.main()
