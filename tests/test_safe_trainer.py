@@ -88,7 +88,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step_and_is_foun
 def test_a_skipped_step_leaves_weights_and_optimizer_bit_for_bit_and_the_others_are_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = make(tmp_path, on_nonfinite="skip")
+    trainer = make(tmp_path, on_nonfinite="skip", save_strategy="no")
     callback = At(trainer, {3}, nan_gradient(trainer))
     trainer.add_callback(callback)
     with caplog.at_level(logging.WARNING):
@@ -149,7 +149,7 @@ def test_under_a_loss_scaler_only_the_loss_stops_the_run(tmp_path: Path) -> None
     "fields", [{}, {"save_total_limit": 2}, {"save_total_limit": 1, "load_best_model_at_end": True}]
 )
 def test_it_trains_and_leaves_what_the_stock_trainer_does(fields: dict[str, Any], tmp_path: Path) -> None:
-    fields = {"eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.3} | fields
+    fields = {"eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.3, "max_steps": 3} | fields
     trainers = []
     for kind in (SafeTrainer, Trainer):
         trainer = make(tmp_path / kind.__name__, kind, **fields)
@@ -184,9 +184,9 @@ def test_what_cannot_be_written_gives_its_room_back_and_leaves_the_checkpoints(t
 
 
 def test_a_run_resumed_after_its_last_step_takes_no_other(tmp_path: Path) -> None:
-    trainer = make(tmp_path)
+    trainer = make(tmp_path, save_steps=5)
     trainer.train()
-    again = make(tmp_path)
+    again = make(tmp_path, save_steps=5)
     again.train(resume_from_checkpoint=True)
 
     assert again.state.global_step == 5
