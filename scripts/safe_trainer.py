@@ -132,9 +132,9 @@ class SafeTrainer(Trainer):
 
     def _rotate(self, folder: Path) -> None:
         """Deletes what save_total_limit leaves no room for, but not the last checkpoint and not the best one."""
-        best = self.state.best_model_checkpoint
+        best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
         checkpoints = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
-        if limit := self.args.save_total_limit:
+        if checkpoints and limit:
             kept = max(limit, len({checkpoints[-1], best or checkpoints[-1]}))
             for old in checkpoints[:-kept]:
                 os.replace(old, folder / UNFINISHED / Path(old).name)
@@ -161,6 +161,7 @@ class SafeTrainer(Trainer):
                 flush(unfinished)
                 for path in unfinished.iterdir():
                     os.replace(path, folder / path.name)
+                self._rotate(folder)  # a run that was killed after its last save, before this
                 shutil.rmtree(folder / UNFINISHED)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:

@@ -270,7 +270,8 @@ class Campaign:
                 if kind == "at a random time":
                     self.wait(pid, folder)
                 elif kind == "in the middle of a save":
-                    wait_for(lambda folder=folder: (folder / UNFINISHED).exists(), pid)
+                    name = f"checkpoint-{self.random.randint(1, 4) * self.fields['save_steps']}"
+                    wait_for((folder / UNFINISHED / name).exists, pid)
                     time.sleep(self.random.uniform(0, 0.03))
                 if operation is None:
                     os.kill(pid, signal.SIGKILL)

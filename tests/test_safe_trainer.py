@@ -138,7 +138,8 @@ def test_under_a_loss_scaler_only_the_loss_stops_the_run(tmp_path: Path) -> None
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
 
     def infinite(module: Any, args: Any, output: Any) -> None:
-        output.loss = output.loss * torch.inf
+        if output.loss is not None:
+            output.loss = output.loss * torch.inf
 
     callback = At(trainer, {2}, lambda: trainer.model.register_forward_hook(infinite))
     trainer.add_callback(callback)
@@ -184,11 +185,13 @@ def test_what_cannot_be_written_gives_its_room_back_and_leaves_the_checkpoints(t
     assert not (tmp_path / UNFINISHED).exists()
 
 
-def test_a_run_resumed_after_its_last_step_takes_no_other(tmp_path: Path) -> None:
-    trainer = make(tmp_path, save_steps=5)
+def test_a_run_resumed_after_its_last_step_takes_no_other_and_ends_its_rotation(tmp_path: Path) -> None:
+    trainer = make(tmp_path, save_steps=4)
     trainer.train()
-    again = make(tmp_path, save_steps=5)
+    again = make(tmp_path, save_steps=4, save_total_limit=1)
     again.train(resume_from_checkpoint=True)
+    again.publish()
 
     assert again.state.global_step == 5
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
     assert all(map(torch.equal, again.model.parameters(), trainer.model.parameters()))
