@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test layouts lint format clean
+.PHONY: help env demo test layouts faults lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: $(READY) $(SUITE)  ## run the test suite
 
 layouts: $(READY)  ## compare DDP, FSDP2, tensor parallelism and resumed runs with one process; long
 	$(BIN)/python tests/process_layouts.py
+
+faults: $(READY)  ## kill, stop and starve training runs, resume them and compare; rewrites results/faults
+	$(BIN)/python tests/fault_campaign.py
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

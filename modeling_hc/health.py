@@ -10,6 +10,7 @@ Where the carry amplifies, losses surge: in a 27B model with hyper-connections t
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,12 +26,11 @@ GAIN_LIMIT = 300.0
 """A tenth of the composite gain that was seen where losses surged; a residual network's is 1."""
 
 
-@torch.no_grad()
 def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
-    """Runs a model over a little text, in evaluation mode, and measures its connections with hooks.
+    """Runs a model over a little text and measures its connections with hooks.
 
-    A compiled model runs eagerly for it. No random number is drawn, and the model is left as it was. Where the model
-    is sharded, every process must take part.
+    It runs eagerly, in evaluation mode: no random number is drawn. Where the model is sharded, every process must take
+    part.
 
     Args:
         model: hyper-connected, or the residual parent of a hyper-connected family; with any head, with adapters.
@@ -46,10 +46,8 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         static connections.
         Nothing for a model of no family of this package.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
-    try:
-        hyper_connected = is_hyper_connected(inner)
-    except ValueError:
+    readers, hyper_connected = _readers(model)
+    if not readers:
         return {}
     cosines: list[Tensor] = []
     last: list[Tensor] = []
@@ -62,8 +60,8 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
             cosines.append(torch.cosine_similarity(last.pop().float(), block_input.float(), dim=-1))
         last.append(block_input.clone())
 
-    def keep_static(connection: nn.Module, args: Any) -> None:  # now, for engines that shard gather them for a while
-        static.append(torch.cat([connection.alpha_bias, connection.beta_bias.unsqueeze(-1)], dim=-1))
+    def keep_static(connection: nn.Module, args: Any) -> None:  # now: where parameters are sharded, they are here now
+        static.append(torch.cat([connection.alpha_bias, connection.beta_bias.unsqueeze(-1)], dim=-1).detach())
 
     def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
         _, block_input, alpha, beta = output
@@ -72,19 +70,9 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         betas.append(beta.reshape(-1, beta.shape[-1]))
 
     if hyper_connected:
-        before = [(connection, keep_static) for connection in connections(inner)]
-        after = [(connection, keep_connection) for connection in connections(inner)]
+        _run(model, input_ids, readers, before=keep_static, after=keep_connection)
     else:
-        norms = [norm for la in inner.base_model.layers for norm in (la.input_layernorm, la.post_attention_layernorm)]
-        before = [(norm, lambda module, args: keep_input(args[0])) for norm in norms]
-        after = []
-    training = model.training
-    model.eval()
-    try:
-        with hooked(after, before), torch.compiler.set_stance("force_eager"):
-            model(input_ids=input_ids.to(inner.device), use_cache=False)
-    finally:
-        model.train(training)
+        _run(model, input_ids, readers, before=lambda norm, args: keep_input(args[0]))
 
     values = {"input_cosine": torch.stack(cosines).median().item()}
     if alphas:
@@ -100,6 +88,49 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
             "dynamic_size": (moved.square().mean() / fixed.square().mean()).sqrt().item(),
         }
     return values
+
+
+def stream_magnitudes(model: PreTrainedModel, input_ids: Tensor) -> list[float]:
+    """Runs a model as `health` does. Returns the largest magnitude in the streams before each block, or no values."""
+    readers, hyper_connected = _readers(model)
+    found: list[float] = []
+    if hyper_connected:
+        _run(model, input_ids, readers, after=lambda module, args, output: found.append(output[0].abs().max().item()))
+    elif readers:
+        _run(model, input_ids, readers, before=lambda norm, args: found.append(args[0].abs().max().item()))
+    return found
+
+
+def _readers(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
+    """Returns the modules that read for the blocks, and whether they are connections; else they are norms, or none."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+    try:
+        if is_hyper_connected(model):
+            return connections(model), True
+    except ValueError:
+        return [], False
+    layers = model.base_model.layers
+    return [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)], False
+
+
+@torch.no_grad()
+def _run(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    modules: list[nn.Module],
+    before: Callable | None = None,
+    after: Callable | None = None,
+) -> None:
+    training = model.training
+    model.eval()
+    try:
+        with (
+            hooked([(m, after) for m in modules if after], [(m, before) for m in modules if before]),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
+    finally:
+        model.train(training)
 
 
 class ConnectionHealth(TrainerCallback):

@@ -2,6 +2,7 @@
 """What scripts/train.py leaves in the folder of a run, and when it may use a folder."""
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -26,13 +27,25 @@ from matplotlib import pyplot
 def check_folder(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
     """Refuses a folder that holds something, unless it is the same run to be resumed; finds what to resume from.
 
+    A run that ended before its first checkpoint is resumed from its beginning.
+
     Raises:
-        ValueError: the folder is in use, has nothing to resume, or holds a run of another model or on other data.
+        ValueError: the folder is in use, read-only, has nothing to resume, or holds a run of another model or on other
+            data.
     """
     folder = Path(args.output_dir)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"output_dir={args.output_dir} cannot be written: {there} is read-only. Choose another.")
+    # What has a name with an underscore is left of a run that was killed.
+    content = [path for path in folder.iterdir() if path.name[0] != "_"] if folder.exists() else []
+    started = (folder / "run.json").exists()
     resume = str(args.resume_from_checkpoint or "false")
+    again = False
     if resume.lower() == "true":
         resume = get_last_checkpoint(folder) if folder.exists() else None
+        if resume is None and folder.exists() and (started or not content):
+            resume, again = "", True
     elif resume.lower() == "false":
         resume = ""
     if resume is None or (resume and not Path(resume).is_dir()):
@@ -41,19 +54,19 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
             f"{args.output_dir}. Leave it out to start a new run."
         )
     args.resume_from_checkpoint = resume or None
-    own = bool(resume) and Path(resume).resolve().parent == folder.resolve()
+    own = again or (bool(resume) and Path(resume).resolve().parent == folder.resolve())
     if resume and not own:
         raise ValueError(
             f"resume_from_checkpoint={resume} is not in output_dir={args.output_dir}, and only the run in it can be "
             "resumed. To start a new run from that model, give it as model_name_or_path, without config and "
             "resume_from_checkpoint."
         )
-    if args.process_index == 0 and not own and folder.exists() and any(folder.iterdir()):
+    if args.process_index == 0 and not own and content:
         raise ValueError(
             f"output_dir={args.output_dir} is not empty. Choose another, delete it, or resume the run in it with "
             "resume_from_checkpoint=true."
         )
-    if own and (folder / "run.json").exists():
+    if own and started:
         recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["configuration"]
         for name, value in (asdict(model_args) | asdict(data_args)).items():
             if name in recorded and recorded[name] != value:
@@ -89,8 +102,11 @@ def earlier_commands(folder: Path) -> list[str]:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes a file at once: one that was there stays whole until the new one is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"_{path.name}")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def plot_loss(history: list[dict[str, float]], tokens_per_step: int, path: Path) -> None:

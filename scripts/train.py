@@ -7,10 +7,15 @@
 Every field of `ModelArguments`, of `DataArguments` and of `transformers.TrainingArguments` can stand in the YAML or be
 a flag; flags win. The run folder gets the model, its tokenizer and card at the top, checkpoint-*, run.json (command,
 versions, configuration, data), log_history.json and loss.png.
+
+Exit status: 0 when the run is finished; 75 after SIGTERM, which ends it with a checkpoint after the step (a second
+start with --resume_from_checkpoint true goes on); 1 on any error, which is told in a sentence.
 """
 
 import gc
 import json
+import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -23,8 +28,9 @@ from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from run_folder import check_folder, describe_run, earlier_commands, finish, write_json
+from safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
 from safetensors import SafetensorError
-from train_arguments import ModelArguments, parse
+from train_arguments import ModelArguments, SafeTrainingArguments, parse
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -33,8 +39,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.distributed import DistributedConfig
@@ -45,6 +49,8 @@ from modeling_hc.health import ConnectionHealth
 from modeling_hc.losses import block_sums
 from modeling_hc.modeling_hc_common import HCPreTrainedModelMixin
 from modeling_hc.recipes import build_config, load_recipe
+
+STOPPED = os.EX_TEMPFAIL  # 75, "try again"
 
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:
@@ -162,8 +168,8 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
 
 
 def prepare(
-    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
-) -> tuple[Trainer, dict[str, Any]]:
+    model_args: ModelArguments, data_args: DataArguments, args: SafeTrainingArguments
+) -> tuple[SafeTrainer, dict[str, Any]]:
     """Does all that can fail on bad input. Returns the trainer and a description of the data."""
     check_folder(model_args, data_args, args)
     set_seed(args.seed)
@@ -195,7 +201,7 @@ def prepare(
         size = data["validation"]
         return metric.compute(nll=nll, correct=correct, tokens=tokens, tokens_per_byte=size["tokens"] / size["bytes"])
 
-    trainer = Trainer(
+    trainer = SafeTrainer(
         model=model,
         args=args,
         data_collator=collate,
@@ -204,6 +210,7 @@ def prepare(
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=block_sums,
+        on_nonfinite=args.on_nonfinite,
     )
     trainer.add_callback(ConnectionHealth(trainer, watched))
     if trainer.accelerator.is_fsdp2 and isinstance(model, HCPreTrainedModelMixin):
@@ -211,8 +218,8 @@ def prepare(
     return trainer, data
 
 
-def main() -> None:
-    """Trains, evaluates, and leaves everything in the run folder."""
+def main() -> int:
+    """Trains, evaluates, and leaves everything in the run folder. Returns the exit status."""
     try:
         model_args, data_args, args = parse(sys.argv[1:])
         trainer, data = prepare(model_args, data_args, args)
@@ -221,34 +228,49 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("train.py: stopped before training; nothing was written.")
     folder = Path(args.output_dir)
-    run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
-    if trainer.is_world_process_zero():
-        run["commands"] = [*earlier_commands(folder), run["command"]]
-        write_json(folder / "run.json", run)
     try:
+        run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            run["commands"] = [*earlier_commands(folder), run["command"]]
+            write_json(folder / "run.json", run)
         train(trainer, run, data_args.block_size)
-    except KeyboardInterrupt:
-        hint = "Add --resume_from_checkpoint true to the command to go on from its last checkpoint."
-        if get_last_checkpoint(folder) is None:
-            hint = "It has no checkpoint yet: delete it to start again."
-        sys.exit(f"train.py: stopped the run in output_dir={folder}. {hint}")
+    except (KeyboardInterrupt, NonFiniteError, SaveError, OSError) as error:
+        reason = str(error) or f"stopped the run in output_dir={folder}."
+        sys.exit(f"train.py: {reason} {how_to_go_on(folder)}")
+    if trainer.sigterm.stopped:
+        if trainer.is_world_process_zero():
+            step = trainer.state.global_step
+            print(f"train.py: SIGTERM stopped the run after step {step}. {how_to_go_on(folder)}", file=sys.stderr)
+        return STOPPED
+    return 0
 
 
-def train(trainer: Trainer, run: dict[str, Any], block_size: int) -> None:
-    """Trains, evaluates, and saves."""
+def how_to_go_on(folder: Path) -> str:
+    """Returns what is left of a run that has ended early, and how to resume it."""
+    last = get_last_checkpoint(folder) if folder.exists() else None
+    where = f"from {Path(last).name}" if last else "from its beginning, for it has no checkpoint yet"
+    return f"Add --resume_from_checkpoint true to the command to go on {where}."
+
+
+def train(trainer: SafeTrainer, run: dict[str, Any], block_size: int) -> None:
+    """Trains, and unless that was stopped, evaluates and saves."""
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if trainer.sigterm.stopped:
+        return
     last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
     if trainer.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
         trainer.evaluate()
-    trainer.save_model()
+    trainer.publish()
     if trainer.is_world_process_zero():
         finish(Path(trainer.args.output_dir), run, trainer, block_size)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is told like Ctrl-C
-    main()
+    status = main()
     # Not before DDP's reducer is gone with the trainer: if it is what frees the process group, it holds the GIL, for
     # which gloo's threads may wait, for which it waits.
     gc.collect()
     PartialState().destroy_process_group()
+    sys.exit(status)

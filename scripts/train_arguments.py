@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -53,6 +53,19 @@ class ModelArguments:
     )
 
 
+@dataclass
+class SafeTrainingArguments(TrainingArguments):
+    """transformers' own, and what to do about numbers that are none."""
+
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "What to do if a loss or a gradient is not finite: stop the run before the step, or skip it, "
+            "which leaves weights and optimizer as they were. Either tells where it was found."
+        },
+    )
+
+
 class Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Without upstream's usage, which is hundreds of lines long."""
@@ -70,9 +83,9 @@ class Parser(HfArgumentParser):
         return arguments
 
 
-def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SafeTrainingArguments]:
     """Reads the fields from a YAML file, if the first argument is one, and from flags, which win."""
-    parser = Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    parser = Parser((ModelArguments, DataArguments, SafeTrainingArguments), allow_abbrev=False)
     flags = []
     if argv and not argv[0].startswith("-"):
         path, *argv = argv

@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, Trainer, TrainingArguments
 
-from modeling_hc.analysis import measure
+from modeling_hc.analysis import measure, record
 from modeling_hc.analysis.recording import connections
-from modeling_hc.health import ConnectionHealth, health
+from modeling_hc.health import ConnectionHealth, health, stream_magnitudes
 
 LLAMA = test_modeling_hc_llama.TestHCLlama()
 VARIANTS = {
@@ -89,6 +89,13 @@ def test_the_cosine_is_the_one_that_analysis_measures(variant: str) -> None:
     expected = measure(model, [window]).layers["similarity"].dropna().item()
 
     assert health(model, window)["input_cosine"] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_magnitudes_are_those_of_the_streams_that_analysis_records(variant: str) -> None:
+    model = trained(variant)
+
+    assert stream_magnitudes(model, tokens()) == record(model, tokens()).streams.abs().amax((1, 2, 3, 4)).tolist()
 
 
 def test_adapters_and_compiled_models_are_looked_through_and_other_models_have_no_values() -> None:

@@ -195,14 +195,14 @@ def test_a_stopped_run_says_how_to_go_on_and_remembers_its_commands(home, save_s
     with monkeypatch.context() as patch:
         patch.setattr(TrainerCallback, "on_step_begin", stop)
         ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
-        with pytest.raises(SystemExit, match="resume_from_checkpoint true" if save_steps == 1 else "delete it") as end:
+        with pytest.raises(SystemExit, match="checkpoint-2" if save_steps == 1 else "from its beginning") as end:
             run(home, name, save_steps=save_steps)
     signal.signal(signal.SIGINT, ignored)
     assert "\n" not in end.value.code
-    if save_steps == 1:
-        run(home, name, "--resume_from_checkpoint", "true", save_steps=save_steps)
-        first, second = json.loads((home / name / "run.json").read_text())["commands"]
-        assert second == f"{first} --resume_from_checkpoint true"
+    run(home, name, "--resume_from_checkpoint", "true", save_steps=save_steps)
+    first, second = json.loads((home / name / "run.json").read_text())["commands"]
+    assert second == f"{first} --resume_from_checkpoint true"
+    assert len(history(home / name, "loss")) == 6
 
 
 def test_two_processes_under_accelerate_launch_train_what_one_process_trains(home):

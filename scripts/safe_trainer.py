@@ -1,0 +1,250 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The stock Trainer, made to lose nothing: whole checkpoints, a stop after the step on SIGTERM, no step on NaN.
+
+A checkpoint is written in the folder `_unfinished` of the run, and gets its name when all of it is on the disk; what
+is deleted or replaced goes there first. So a folder with the name of a checkpoint is whole whenever the process ends.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.utils import logging
+
+from modeling_hc.analysis import block_names
+from modeling_hc.health import stream_magnitudes
+
+logger = logging.get_logger(__name__)
+
+UNFINISHED = "_unfinished"
+"""What is being written or deleted; what a killed run left in it is deleted when the run is resumed."""
+
+SKIPS_IN_A_ROW = 10
+
+
+class SaveError(RuntimeError):
+    """What is to be saved cannot be written: the disk is full, or the folder has become read-only."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is not finite, and no step may be taken on it."""
+
+
+class StopOnSigterm(TrainerCallback):
+    """Ends training with a checkpoint after the step in which any process receives SIGTERM.
+
+    transformers' own `enable_jit_checkpoint` saves before the step instead, when dropout has drawn its random numbers
+    already, and where a process is that received the signal, be the others a step behind.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.asked = False
+        self.stopped = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *args: Any) -> None:
+        self.asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.asked:
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger() and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # the time that a scheduler gives may not be enough
+
+
+class SafeTrainer(Trainer):
+    """Trains as the stock Trainer does, bit for bit, and is safe against the end of its process at any moment.
+
+    Args:
+        on_nonfinite: "stop" raises `NonFiniteError` before a step on a loss or gradients that are not finite; "skip"
+            leaves out the step, with weights and optimizer as they were, unless it is one too many in a row.
+        *args, **kwargs: see `transformers.Trainer`.
+
+    Raises:
+        ValueError: steps are to be skipped under DeepSpeed, which takes them inside its engine.
+    """
+
+    def __init__(self, *args: Any, on_nonfinite: str = "stop", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if on_nonfinite == "skip" and self.is_deepspeed_enabled:
+            raise ValueError("on_nonfinite=skip cannot be kept under DeepSpeed, which steps by itself; use stop.")
+        self.on_nonfinite = on_nonfinite
+        self.skipped_in_a_row = 0
+        self.losses: list[Tensor] = []
+        self.saves_unfinished = False
+        self.sigterm = StopOnSigterm(self.accelerator)
+        self.add_callback(self.sigterm)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self.saves_unfinished else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Upstream's, in `_unfinished`, where there is nothing to rotate; then what it does at the end."""
+        folder = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        unfinished, checkpoint = folder / UNFINISHED / name, folder / name
+        with self._writing(folder, name):
+            self.saves_unfinished = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.saves_unfinished = False
+            if Path(self.state.best_model_checkpoint or "") == unfinished:
+                self.state.best_model_checkpoint = str(checkpoint)
+                if self.args.should_save:
+                    self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with self._writing(folder, name):
+                flush(unfinished)
+                if checkpoint.exists():  # of the run from an earlier checkpoint on, which is still there
+                    os.replace(checkpoint, folder / UNFINISHED / "replaced")
+                os.replace(unfinished, checkpoint)
+                self._rotate(folder)
+                shutil.rmtree(folder / UNFINISHED)
+                flush(folder, recurse=False)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(checkpoint))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Waits until the checkpoint has its name."""
+
+    def _rotate(self, folder: Path) -> None:
+        """Deletes what save_total_limit leaves no room for, but not the last checkpoint and not the best one."""
+        best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        checkpoints = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
+        if checkpoints and limit:
+            kept = max(limit, len({checkpoints[-1], best or checkpoints[-1]}))
+            for old in checkpoints[:-kept]:
+                os.replace(old, folder / UNFINISHED / Path(old).name)
+
+    @contextmanager
+    def _writing(self, folder: Path, name: str) -> Iterator[None]:
+        """Gives the room back if writing fails, and says what is lost."""
+        try:
+            yield
+        except Exception as error:
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            raise SaveError(
+                f"{name} cannot be written to output_dir={folder}: {' '.join(str(error).split())}. Make room, or make "
+                "the folder writable."
+            ) from error
+
+    def publish(self) -> None:
+        """Saves the model at the top of the run folder, each file at once."""
+        folder = Path(self.args.output_dir)
+        unfinished = folder / UNFINISHED / "model"
+        with self._writing(folder, "The model"):
+            self.save_model(str(unfinished))
+            if self.args.should_save:
+                flush(unfinished)
+                for path in unfinished.iterdir():
+                    os.replace(path, folder / path.name)
+                self._rotate(folder)  # a run that was killed after its last save, before this
+                shutil.rmtree(folder / UNFINISHED)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """Upstream's, but no batch for a run that is resumed after its last step, which would get one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
+    # ---- numbers that are none --------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Upstream's; once all gradients of a step are there, it looks whether they and the losses are finite."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.losses.append(loss)
+        if self.accelerator.sync_gradients:
+            if self._is_finite():
+                self.skipped_in_a_row = 0
+            else:
+                self._refuse_step(inputs)
+            self.losses = []
+        return loss
+
+    def _is_finite(self) -> bool:
+        """Returns whether losses and gradients are finite in all processes; fp16's scaler sees to gradients itself."""
+        finite = torch.stack(self.losses).isfinite().all()
+        if self.accelerator.scaler is None:
+            gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+            finite = finite & nn.utils.get_total_norm(gradients).isfinite().to(finite.device)
+        return self.accelerator.reduce(finite.logical_not().long(), "max").item() == 0
+
+    def _refuse_step(self, inputs: dict[str, Any]) -> None:
+        message = f"Step {self.state.global_step + 1} is not finite. {self._findings(inputs)}"
+        self.skipped_in_a_row += 1
+        if self.on_nonfinite == "stop":
+            raise NonFiniteError(f"{message} The step was not taken; on_nonfinite=skip would go on without it.")
+        if self.skipped_in_a_row > SKIPS_IN_A_ROW:
+            raise NonFiniteError(f"{message} {SKIPS_IN_A_ROW} steps before it were skipped: the model is lost.")
+        if self.accelerator.scaler is None:
+            self.model.zero_grad()  # without gradients, no optimizer changes a weight or its state
+        else:
+            for (
+                p
+            ) in self.model.parameters():  # the scaler leaves out the step by itself, but not for lack of gradients
+                if p.grad is not None:
+                    p.grad.fill_(torch.nan)
+        if self.is_world_process_zero():
+            logger.warning(f"{message} The step is skipped.")
+
+    def _findings(self, inputs: dict[str, Any]) -> str:
+        """Returns the loss of this process, which gradients are not finite, and how large the streams are."""
+        loss = ", ".join(f"{loss.item():.4g}" for loss in self.losses)
+        gradients = [(name, whole(p.grad)) for name, p in self.model.named_parameters() if p.grad is not None]
+        bad = [(name, gradient) for name, gradient in gradients if not gradient.isfinite().all()]
+        found = f"Loss: {loss}. Gradients that are not finite: {len(bad)} of {len(gradients)}"
+        if bad:
+            (name, gradient), last = bad[0], bad[-1][0]
+            numbers = gradient.numel() - gradient.isfinite().sum().item()
+            found += f", the first of {name} (in {numbers} of {gradient.numel()} numbers), the last of {last}"
+        streams = stream_magnitudes(self.model, inputs["input_ids"])
+        if not streams:
+            return f"{found}."
+        streams = self.accelerator.reduce(torch.tensor(streams, device=self.args.device), "max").tolist()
+        names = block_names(len(streams))[1:-1]
+        largest = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, streams, strict=True))
+        return f"{found}. Largest magnitude in the streams that blocks read: {largest}."
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns what this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor with what the other processes hold of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def flush(folder: Path, recurse: bool = True) -> None:
+    """Returns when a folder, and what is in it, is on the disk."""
+    for path in [*(folder.rglob("*") if recurse else ()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
