@@ -21,10 +21,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from loading import load
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling_hc
 from modeling_hc.analysis import (
@@ -88,8 +89,8 @@ def analyze(
     output = output or Path(f"{place}-analysis")
     if output.exists():
         raise ValueError(f"--output {output} is there already: delete it, or name another folder.")
-    subject = load(checkpoint)
-    twin = load(parent) if parent else None
+    subject = subject_of(checkpoint)
+    twin = subject_of(parent) if parent else None
     content = read_text(text, tokens)
     windows = split(subject, content, tokens, window)
     if twin:
@@ -122,19 +123,13 @@ def analyze(
     return output, reading
 
 
-def load(name: str) -> Subject:
+def subject_of(name: str) -> Subject:
     """Loads a model that can be analyzed, and its tokenizer.
 
     Raises:
         ValueError: it cannot be.
     """
-    if name.count("/") > 1 and not Path(name).is_dir():
-        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    model, tokenizer = load(name)
     is_hyper_connected(model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return Subject(Path(name).resolve().name, model.to(device), tokenizer)

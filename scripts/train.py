@@ -110,7 +110,12 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
     name = args.model_name_or_path
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error
