@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test fuzz lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ $(SUITE): $(READY)
 
 test: $(READY) $(SUITE)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+fuzz: $(READY)  ## try thousands of bad configurations, inputs and checkpoints; writes results/robustness/bad-input.json
+	$(BIN)/python tests/bad_input.py --output results/robustness/bad-input.json
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -15,8 +15,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 def _number_of_streams(value: int) -> None:
     if isinstance(value, bool) or not 1 <= value <= 1024:  # at 1024, the coefficients of one token take 4 MB a block
         raise ValueError(
-            f"num_streams must be an integer from 1 to 1024, got {value!r}: choose "
-            f"{'more' if value < 1 else 'fewer'} streams; the paper uses 4 by default."
+            f"num_streams={value!r} must be an integer from 1 to 1024: choose {'more' if value < 1 else 'fewer'} "
+            "streams; the paper uses 4 by default."
         )
 
 
@@ -144,7 +144,10 @@ class HyperConnectionConfigMixin:
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Upstream's, which also reads the residual parent's configuration and refuses that of any other model."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, TypeError) as error:  # upstream's, of JSON that is no object
+            raise ValueError(f"The config.json of {pretrained_model_name_or_path} is damaged ({error}).") from error
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type not in (cls.model_type, cls.parent_model_type):
             raise ValueError(

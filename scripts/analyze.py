@@ -9,6 +9,7 @@ its matrix, similarities and contributions are shown.
 """
 
 import argparse
+import html
 import shlex
 import shutil
 import sys
@@ -115,9 +116,9 @@ def analyze(
         "Command": shlex.join(["python", *sys.argv]),
         "Versions": ", ".join(f"{one.__name__} {one.__version__}" for one in (modeling_hc, torch, transformers)),
     }
-    reading = f"# {subject.name}: what its connections learned\n\n"
+    reading = f"# {plain(subject.name)}: what its connections learned\n\n"
     reading += "".join(f"**{heading}.** {paragraph.strip()}\n\n" for heading, paragraph in paragraphs.items())
-    reading += "".join(f"- {name}: {fact}\n" for name, fact in facts.items())
+    reading += "".join(f"- {name}: {plain(fact)}\n" for name, fact in facts.items())
     page = render(subject, twin, table, paragraphs, facts, windows[0][:, :SHOWN_TOKENS])
     write(output, subject, table, figures(subject, twin, table), reading, page)
     return output, reading
@@ -133,6 +134,11 @@ def subject_of(name: str) -> Subject:
     is_hyper_connected(model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return Subject(Path(name).resolve().name, model.to(device), tokenizer)
+
+
+def plain(text: str) -> str:
+    """Returns a text as Markdown shows it: in one line, and no HTML."""
+    return html.escape(" ".join(text.split()), quote=False)
 
 
 def check_twin(subject: Subject, twin: Subject, content: str) -> None:
@@ -176,7 +182,7 @@ def split(subject: Subject, content: str, tokens: int, window: int) -> list[Tens
 
 def figures(subject: Subject, twin: Subject | None, table: pandas.DataFrame | None) -> dict[str, Figure]:
     """Returns the figures that have meaning for the model, by file name."""
-    both = {one.name: one.measurement for one in (subject, twin) if one}
+    both = {one.name.replace("$", r"\$"): one.measurement for one in (subject, twin) if one}  # no formula
     drawn = {
         "connections": plots.connection_matrices({name: found.matrix for name, found in both.items()}),
         "shares": plots.connection_matrices(

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Random, malformed and extreme configurations, inputs and checkpoints, and what must come of them.
 
-    python tests/bad_input.py [--examples 3000] [--seed 0] [--output results/robustness/bad-input.json]
+    python tests/bad_input.py [--examples 1500] [--checkpoints 500] [--output results/robustness/bad-input.json]
 
 runs a long campaign, which `make fuzz` starts, and prints how many were tried and what came of them. It ends with the
 first that was neither served nor refused. tests/test_bad_input.py runs a short one, the same every time.
@@ -401,8 +401,8 @@ def campaigns(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=3000, help="of configurations and of inputs (3000)")
-    parser.add_argument("--checkpoints", type=int, default=1000, help="(1000)")
+    parser.add_argument("--examples", type=int, default=1500, help="of configurations and of inputs (1500)")
+    parser.add_argument("--checkpoints", type=int, default=500, help="(500)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
