@@ -421,9 +421,9 @@ def main() -> None:
             print(f"{name}: {counts.total()} tried in {seconds} s, nothing neither served nor refused", flush=True)
             for what, count in counts.most_common():
                 print(f"{count:7}  {what}", flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if arguments.output:
+                arguments.output.parent.mkdir(parents=True, exist_ok=True)
+                arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def quiet() -> None:
