@@ -146,9 +146,9 @@ class HyperConnectionConfigMixin:
         """Upstream's, which also reads the residual parent's configuration and refuses that of any other model."""
         try:
             config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except (AttributeError, TypeError) as error:  # upstream's, of JSON that is no object
+            model_type = config_dict.get("model_type")
+        except (AttributeError, TypeError) as error:  # of JSON that is no object
             raise ValueError(f"The config.json of {pretrained_model_name_or_path} is damaged ({error}).") from error
-        model_type = config_dict.get("model_type", cls.model_type)
         if model_type not in (cls.model_type, cls.parent_model_type):
             raise ValueError(
                 f"{pretrained_model_name_or_path} has model_type={model_type!r}, which {cls.__name__} cannot read: it "
