@@ -237,13 +237,14 @@ def shard_names(index: Path) -> list[str]:
     """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        names = sorted(set(content["weight_map"].values()) if content["metadata"] is not None else ())
+        content["metadata"].items()  # upstream takes it for granted
+        names = sorted(set(content["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{index} is damaged or not readable ({error!r}). Download or copy it again.") from error
-    if outside:
+    if outside or not names:
         raise ValueError(
-            f"{index} names {outside[0]!r}, and only safetensors files beside it are read. Download or copy it again, "
+            f"{index} names {outside[0] if outside else 'nothing'!r}, and only safetensors files beside it are read. Download or copy it again, "
             "from a source that you trust."
         )
     return names
