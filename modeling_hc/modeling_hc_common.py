@@ -244,8 +244,8 @@ def shard_names(index: Path) -> list[str]:
         raise ValueError(f"{index} is damaged or not readable ({error!r}). Download or copy it again.") from error
     if outside or not names:
         raise ValueError(
-            f"{index} names {outside[0] if outside else 'nothing'!r}, and only safetensors files beside it are read. Download or copy it again, "
-            "from a source that you trust."
+            f"{index} names {outside[0] if outside else 'nothing'!r}, and only safetensors files beside it are read. "
+            "Download or copy it again, from a source that you trust."
         )
     return names
 
