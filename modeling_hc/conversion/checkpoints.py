@@ -225,7 +225,7 @@ def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[ty
     families = HyperConnectionConfigMixin.__subclasses__()
     by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in families}
     model_type = config_dict.get("model_type")
-    if model_type not in by_type:
+    if not isinstance(model_type, str) or model_type not in by_type:
         if any(model_type == family.model_type for family in families):
             raise ConversionError(
                 f"{folder} is hyper-connected already (model_type={model_type!r}). `--reverse` makes it residual; to "
