@@ -300,8 +300,10 @@ def damage(folder: Path, kind: str, where: float, content: Any) -> None:
     elif kind == "missing shard":
         shard.unlink()
     elif kind in ("tensor of another shape", "missing tensor"):
-        tensors = load_file(shard)
-        names = sorted(tensors.keys() - {"lm_head.weight"})  # a head may be missing, and starts anew
+        for candidate in (shard, *shards):
+            shard, tensors = candidate, load_file(candidate)
+            if names := sorted(tensors.keys() - {"lm_head.weight"}):  # a head may be missing, and starts anew
+                break
         name = names[int(where * 1e6) % len(names)]
         tensor = tensors.pop(name)
         if kind != "missing tensor":
