@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test layouts faults lint format clean
+.PHONY: help env demo test layouts faults fuzz lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -40,6 +40,9 @@ layouts: $(READY)  ## compare DDP, FSDP2, tensor parallelism and resumed runs wi
 
 faults: $(READY)  ## kill, stop and starve training runs, resume them and compare; rewrites results/faults
 	$(BIN)/python tests/fault_campaign.py
+
+fuzz: $(READY)  ## try thousands of bad configurations, inputs and checkpoints; writes results/robustness/bad-input.json
+	$(BIN)/python tests/bad_input.py --output results/robustness/bad-input.json
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{name}", flush=True)
         outputs[name] = lm_eval.simple_evaluate(
             model="hf",
-            model_args={"pretrained": path, "dtype": args.dtype, "backend": "causal"},
+            model_args={"pretrained": path, "dtype": args.dtype, "backend": "causal", "use_safetensors": True},
             tasks=tasks,
             num_fewshot=args.num_fewshot,
             limit=args.limit,
@@ -182,9 +182,9 @@ def check_model(path: str) -> None:
     """Ends the program unless a model has a configuration, weights, and a tokenizer that fits."""
     folder = Path(path)
     if folder.is_dir():
-        for what, patterns in (("config.json", ["config.json"]), ("weights", ["*.safetensors", "pytorch_model*.bin"])):
-            if not any(file for pattern in patterns for file in folder.glob(pattern)):
-                fail(f"Model {path} holds no {what}: give a folder that save_pretrained left, such as a finished run.")
+        for what, pattern in (("config.json", "config.json"), ("weights", "*.safetensors")):
+            if not any(folder.glob(pattern)):
+                fail(f"Model {path} holds no {what} ({pattern}): give a folder that save_pretrained left.")
     try:
         config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)

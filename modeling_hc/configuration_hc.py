@@ -7,12 +7,17 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers import LlamaConfig, MistralConfig, OlmoConfig, OlmoeConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 @as_validated_field
 def _number_of_streams(value: int) -> None:
-    if isinstance(value, bool) or value < 1:
-        raise ValueError(f"num_streams must be an integer of at least 1, got {value!r}; the paper uses 4 by default.")
+    if isinstance(value, bool) or not 1 <= value <= 1024:  # at 1024, the coefficients of one token take 4 MB a block
+        raise ValueError(
+            f"num_streams={value!r} must be an integer from 1 to 1024: choose {'more' if value < 1 else 'fewer'} "
+            "streams; the paper uses 4 by default."
+        )
 
 
 # What the same fields are called in the paper, in other libraries, and in a hurry.
@@ -26,12 +31,22 @@ _ELSEWHERE = {
 }
 
 
+def _in_reach(value: Any) -> bool:
+    """Returns whether fp32 can divide by a number and square it, with room to spare; not so NaN."""
+    return isinstance(value, int | float) and 1e-20 <= value <= 1e20
+
+
+# Whole numbers of at least 1 besides those whose names say so: num_..., ..._size.
+_LENGTHS = ("head_dim", "max_position_embeddings", "sliding_window")
+_ROPE_NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings")
+
+
 @dataclass(kw_only=True, repr=False)
 class HyperConnectionConfigMixin:
     """The fields that every hyper-connected family adds to its parent's configuration.
 
     Args:
-        num_streams: N, the number of residual streams ("expansion rate" n in the paper), at least 1.
+        num_streams: N, the number of residual streams ("expansion rate" n in the paper), 1 to 1024.
         connection: "dynamic" (DHC) or "static" (SHC).
         use_tanh: whether dynamic coefficients pass through tanh; False is the paper's "W/O tanh".
         stream_reduction: how the streams become the final hidden state. "sum" is the paper's. "mean" makes a converted
@@ -42,8 +57,9 @@ class HyperConnectionConfigMixin:
             parent's initialisation. Weights that are loaded from a checkpoint are never rescaled.
 
     Raises:
-        StrictDataclassFieldValidationError: a field has a wrong type or value.
-        ValueError: a misspelt field, or the configuration of another architecture.
+        StrictDataclassFieldValidationError: a field has a wrong type, or one of the fields above a wrong value.
+        ValueError: a value of the parent's with which no model can be built or is finite (`validate_values`), a
+            misspelt field, or the configuration of another architecture.
 
     Source: Sections 2 and 4 ("Implementation") of arXiv 2409.19606.
     """
@@ -67,13 +83,72 @@ class HyperConnectionConfigMixin:
             if near:
                 raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
         kwargs["auto_map"] = dict(self.auto_classes)
+        self.validate_values()  # before upstream divides by some of them
         super().__post_init__(**kwargs)
+
+    def validate_values(self) -> None:
+        """Checks the parent's fields, of which upstream checks few: no model, or a model of NaN, would come of some.
+
+        `@strict` calls it, as upstream's methods of such names, and so does a model, since `from_pretrained` changes
+        fields one by one.
+
+        Raises:
+            ValueError: names the field.
+        """
+
+        def require(holds: bool, name: str, rule: str) -> None:
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} of {type(self).__name__} must be {rule}.")
+
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, float):
+                require(value == 0 or _in_reach(value), name, "0, or from 1e-20 to 1e20")
+            elif isinstance(value, int) and name.startswith("num_"):
+                require(1 <= value < 2**16, name, "from 1 to 65535")
+            elif isinstance(value, int) and (name.endswith("_size") or name in _LENGTHS):
+                require(1 <= value < 2**31, name, "from 1 to 2147483647")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        require(
+            kv_heads is None or heads % kv_heads == 0,
+            "num_key_value_heads",
+            f"a divisor of num_attention_heads={heads}",
+        )
+        if getattr(self, "head_dim", None) is None:
+            require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        if hasattr(self, "num_experts"):
+            require(self.num_experts_per_tok <= self.num_experts, "num_experts_per_tok", "no more than num_experts")
+        pad = self.pad_token_id
+        require(pad is None or -self.vocab_size <= pad < self.vocab_size, "pad_token_id", "less than vocab_size")
+        require(self.hidden_act in ACT2FN, "hidden_act", "an activation of transformers, such as 'silu'")
+        require(self.initializer_range <= 1, "initializer_range", "from 0 to 1")
+        dropout = self.attention_dropout
+        require(dropout is not None and 0 <= dropout <= 1, "attention_dropout", "from 0 to 1")
+        require(getattr(self, "rms_norm_eps", 1) > 0, "rms_norm_eps", "more than 0, or a row of zeros becomes NaN")
+        rope = self.rope_parameters or {}
+        known = rope.get("rope_type", "default") in ("default", *ROPE_INIT_FUNCTIONS)
+        require(known, "rope_parameters", f"of a rope_type that transformers has: {', '.join(ROPE_INIT_FUNCTIONS)}")
+        for key, value in rope.items():
+            usable = _in_reach(value) or (key not in _ROPE_NUMBERS and isinstance(value, bool | list | dict | None))
+            require(
+                usable or key in ("rope_type", "type"), "rope_parameters", f"of numbers from 1e-20 to 1e20 ({key})"
+            )
+
+    def validate_rope(self) -> None:
+        """Upstream's, with a ValueError where it has a KeyError: a number that the kind of RoPE needs is missing."""
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Upstream's, which also reads the residual parent's configuration and refuses that of any other model."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config_dict.get("model_type", cls.model_type)
+        try:
+            config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            model_type = config_dict.get("model_type")
+        except (AttributeError, TypeError) as error:  # of JSON that is no object
+            raise ValueError(f"The config.json of {pretrained_model_name_or_path} is damaged ({error}).") from error
         if model_type not in (cls.model_type, cls.parent_model_type):
             raise ValueError(
                 f"{pretrained_model_name_or_path} has model_type={model_type!r}, which {cls.__name__} cannot read: it "

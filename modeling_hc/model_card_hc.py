@@ -185,10 +185,11 @@ def _table(header: list[str], rows: list[tuple]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|").replace("*", r"\*").replace("<", "&lt;")
+    return re.sub(r"([\\|*\[])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
 def _code(text: str, language: str) -> str:
-    """A fence longer than any in the text, so that the text cannot end it."""
+    """A fence longer than any in the text, so that the text cannot end it; nor can it pass for a section's mark."""
+    text = text.replace("<!--", "<! --")
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"

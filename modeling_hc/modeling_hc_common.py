@@ -11,6 +11,7 @@ upstream's.
                                 H = depth_connection(H, y, alpha, beta)
 """
 
+import json
 import math
 import re
 from collections import Counter
@@ -23,10 +24,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
-from transformers.utils import can_return_tuple
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
 from .dispatch_hc import depth_connection
 from .functional_hc import close_streams, open_streams
@@ -107,22 +109,38 @@ class HCPreTrainedModelMixin:
         ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Upstream's, which also refuses a checkpoint that is not whole or has other hyper-connections.
+        """Upstream's, which also refuses a checkpoint that is not whole or has other hyper-connections, and pickles.
 
-        A checkpoint may lack all tensors of a kind, as a residual one lacks hyper-connections, and they start at their
-        initial values. Upstream would start single ones so, too, drop what has no place, and say it in a table.
+        A checkpoint may lack its hyper-connections, as a residual one does, or its head, and they start at their
+        initial values. Upstream would start single tensors so, too, drop what has no place, and say it in a table.
+        Upstream would also read pickles, and shards outside of a folder.
 
         Raises:
-            ValueError: a tensor is there for some layers only, or a hyper-connection has no place in the model.
+            ValueError: a tensor of the network is missing, a hyper-connection has no place in the model or is there
+                for some layers only, or the index of the shards is damaged or leads out of the folder.
+            OSError: there are no weights in safetensors files, or they are damaged.
             RuntimeError: a tensor has another shape than the configuration asks for.
         """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            shard_names(folder / SAFE_WEIGHTS_INDEX_NAME)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs | {"use_safetensors": True},
+            )
+        except (OSError, SafetensorError) as error:
+            if "safetensors" not in str(error) and isinstance(error, OSError):
+                raise
+            raise OSError(
+                f"The weights of {_damaged_file(folder) or pretrained_model_name_or_path} cannot be read: "
+                f"{str(error).rstrip('.')}. Weights are read from safetensors files only, because pickles such as "
+                "pytorch_model.bin can run code. Download or copy the checkpoint again, or, if it has other files, "
+                "ask for one that save_pretrained wrote."
+            ) from error
         where = f"{pretrained_model_name_or_path} does not fit {cls.__name__}:"
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             key, found, expected = min(info["mismatched_keys"])
@@ -140,6 +158,11 @@ class HCPreTrainedModelMixin:
         missing = Counter(map(_kind, info["missing_keys"]))
         if lost := sorted(key for key in info["missing_keys"] if missing[_kind(key)] < expected[_kind(key)]):
             raise ValueError(f"{where} it lacks {lost[0]}, which it has for other layers. Download or save it again.")
+        prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
+        network = {key for key in model.state_dict() if key.startswith(prefix) and "_hc." not in key}
+        lost = network & set(info["missing_keys"]) - {key for key, *_ in info["mismatched_keys"]}
+        if lost and lost != network:  # all of it, where another name of the network asks for that, as upstream's do
+            raise ValueError(f"{where} it lacks {min(lost)}. Download or save it again.")
         return (model, info) if output_loading_info else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -237,6 +260,37 @@ class HCPreTrainedModelMixin:
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
+def shard_names(index: Path) -> list[str]:
+    """Returns the files that the index of a sharded checkpoint names, sorted.
+
+    Raises:
+        ValueError: the index is damaged, or names something else than safetensors files beside it.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["metadata"].items()  # upstream takes it for granted
+        names = sorted(set(content["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged or not readable ({error!r}). Download or copy it again.") from error
+    if outside or not names:
+        raise ValueError(
+            f"{index} names {outside[0] if outside else 'nothing'!r}, and only safetensors files beside it are read. "
+            "Download or copy it again, from a source that you trust."
+        )
+    return names
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError):
+            return path
+    return None
+
+
 def _kind(key: str) -> str:
     """Returns the name of a parameter without the numbers of its layer and expert."""
     return re.sub(r"\.\d+\.", ".*.", key)
@@ -248,11 +302,14 @@ class HCModelMixin:
     def __init__(
         self, config: PreTrainedConfig, layer: type[HCDecoderLayerMixin], norm: nn.Module, rotary_emb: nn.Module
     ) -> None:
+        config.validate_values()  # once more: from_pretrained changes fields one by one
         PreTrainedModel.__init__(self, config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(layer(config, i) for i in range(config.num_hidden_layers))
+        if (head_dim := self.layers[0].self_attn.head_dim) % 2:
+            raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads) must be even, for RoPE.")
         self.norm = norm
         self.rotary_emb = rotary_emb
         self.gradient_checkpointing = False

@@ -9,6 +9,7 @@ its matrix, similarities and contributions are shown.
 """
 
 import argparse
+import html
 import shlex
 import shutil
 import sys
@@ -21,10 +22,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from loading import load
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling_hc
 from modeling_hc.analysis import (
@@ -88,8 +90,8 @@ def analyze(
     output = output or Path(f"{place}-analysis")
     if output.exists():
         raise ValueError(f"--output {output} is there already: delete it, or name another folder.")
-    subject = load(checkpoint)
-    twin = load(parent) if parent else None
+    subject = subject_of(checkpoint)
+    twin = subject_of(parent) if parent else None
     content = read_text(text, tokens)
     windows = split(subject, content, tokens, window)
     if twin:
@@ -114,30 +116,29 @@ def analyze(
         "Command": shlex.join(["python", *sys.argv]),
         "Versions": ", ".join(f"{one.__name__} {one.__version__}" for one in (modeling_hc, torch, transformers)),
     }
-    reading = f"# {subject.name}: what its connections learned\n\n"
+    reading = f"# {plain(subject.name)}: what its connections learned\n\n"
     reading += "".join(f"**{heading}.** {paragraph.strip()}\n\n" for heading, paragraph in paragraphs.items())
-    reading += "".join(f"- {name}: {fact}\n" for name, fact in facts.items())
+    reading += "".join(f"- {name}: {plain(fact)}\n" for name, fact in facts.items())
     page = render(subject, twin, table, paragraphs, facts, windows[0][:, :SHOWN_TOKENS])
     write(output, subject, table, figures(subject, twin, table), reading, page)
     return output, reading
 
 
-def load(name: str) -> Subject:
+def subject_of(name: str) -> Subject:
     """Loads a model that can be analyzed, and its tokenizer.
 
     Raises:
         ValueError: it cannot be.
     """
-    if name.count("/") > 1 and not Path(name).is_dir():
-        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    model, tokenizer = load(name)
     is_hyper_connected(model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return Subject(Path(name).resolve().name, model.to(device), tokenizer)
+
+
+def plain(text: str) -> str:
+    """Returns a text as Markdown shows it: in one line, and no HTML."""
+    return html.escape(" ".join(text.split()), quote=False)
 
 
 def check_twin(subject: Subject, twin: Subject, content: str) -> None:
@@ -181,7 +182,7 @@ def split(subject: Subject, content: str, tokens: int, window: int) -> list[Tens
 
 def figures(subject: Subject, twin: Subject | None, table: pandas.DataFrame | None) -> dict[str, Figure]:
     """Returns the figures that have meaning for the model, by file name."""
-    both = {one.name: one.measurement for one in (subject, twin) if one}
+    both = {one.name.replace("$", r"\$"): one.measurement for one in (subject, twin) if one}  # no formula
     drawn = {
         "connections": plots.connection_matrices({name: found.matrix for name, found in both.items()}),
         "shares": plots.connection_matrices(

@@ -108,6 +108,7 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
         id2label=dict(enumerate(labels)),
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
+        use_safetensors=True,
     )
 
     def collate(rows: list[dict]) -> BatchEncoding:

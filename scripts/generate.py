@@ -6,14 +6,11 @@ python scripts/generate.py MODEL [MODEL ...] --prompt "def main(" [--prompt ...]
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
-
-import modeling_hc  # noqa: F401  registers the models
+from loading import load
+from transformers import TextStreamer, set_seed
 
 
 def main() -> None:
@@ -41,13 +38,11 @@ def main() -> None:
         sampling = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p}
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     for name in arguments.models:
-        if name.count("/") > 1 and not Path(name).is_dir():
-            sys.exit(f"{name} is no folder, and no name of a model on the Hub either.")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            sys.exit(f"{name} cannot be loaded: {error}")
+            model, tokenizer = load(name)
+        except ValueError as error:
+            sys.exit(f"generate.py: {error}")
+        model.to(device)
         for prompt in arguments.prompt:
             print(f"--- {name}", flush=True)
             set_seed(arguments.seed)

@@ -126,7 +126,13 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
     options = {"distributed_config": DistributedConfig(tp_plan="auto")} if args.tensor_parallel else {}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **options,
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error

@@ -286,7 +286,7 @@ BAD_SOURCES = {
     "more layers": (lambda f: _edit_config(f, num_hidden_layers=3), "lacks model.layers.2"),
     "missing shard": (lambda f: sorted(f.glob("*.safetensors"))[-1].unlink(), "missing or damaged"),
     "truncated shard": (_truncate, "missing or damaged"),
-    "missing tensor": (_drop_a_tensor, r"not a whole checkpoint.*1 tensor is missing.*: \S+ is missing"),
+    "missing tensor": (_drop_a_tensor, r"it lacks \S+. Download or save it again"),
     "pickle": (_pickle, "save_pretrained"),
     "adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "merge the adapter"),
     "damaged config": (lambda f: (f / "config.json").write_text('{"model_type": "lla'), "config.json is damaged"),

@@ -23,7 +23,7 @@ ARROWS = {
     "configuration_hc": {"transformers", "huggingface_hub"},
     "model_card_hc": {"transformers", "huggingface_hub", "hyper_connections"},
     "modeling_hc_common": {
-        *("torch", "transformers", "huggingface_hub"),
+        *("torch", "transformers", "huggingface_hub", "safetensors"),
         *("functional_hc", "dispatch_hc", "hyper_connections", "model_card_hc", "recompute_hc"),
     },
     **{family: {"torch", "transformers", "configuration_hc", "modeling_hc_common"} for family in FAMILIES},

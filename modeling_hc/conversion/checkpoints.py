@@ -34,6 +34,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from ..configuration_hc import HyperConnectionConfigMixin
 from ..hyper_connections import StaticHyperConnection
+from ..modeling_hc_common import shard_names
 
 # What belongs to a model beside its weights, configuration, code and card. Anything else, such as the optimizer of a
 # training run, stays behind.
@@ -224,7 +225,7 @@ def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[ty
     families = HyperConnectionConfigMixin.__subclasses__()
     by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in families}
     model_type = config_dict.get("model_type")
-    if model_type not in by_type:
+    if not isinstance(model_type, str) or model_type not in by_type:
         if any(model_type == family.model_type for family in families):
             raise ConversionError(
                 f"{folder} is hyper-connected already (model_type={model_type!r}). `--reverse` makes it residual; to "
@@ -249,7 +250,10 @@ def _shards(folder: Path) -> dict[str, list[str]]:
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         files = [SAFE_WEIGHTS_NAME]
     elif index.is_file():
-        files = sorted(set(_read_json(index)["weight_map"].values()))
+        try:
+            files = shard_names(index)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
     elif any(folder.glob("model*.safetensors")):
         raise ConversionError(
             f"{folder} has weight files and lacks {SAFE_WEIGHTS_INDEX_NAME}, which lists them. Copy it, too."
@@ -300,7 +304,10 @@ def _added_size(checkpoint: _Checkpoint) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        return content
     except (OSError, ValueError) as error:
         raise ConversionError(f"{path} is damaged or not readable ({error}). Download or copy it again.") from error
 

@@ -1,0 +1,34 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""How scripts load a model, hyper-connected or not, that they only read."""
+
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import modeling_hc  # noqa: F401  registers the models
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model, in the dtype of its checkpoint, and its tokenizer.
+
+    Args:
+        name: a folder, or a name on the Hub. Weights are read from safetensors files only: pickles can run code.
+
+    Raises:
+        ValueError: there is none, or it is damaged or not whole.
+    """
+    if name.count("/") > 1 and not Path(name).is_dir():
+        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # each of many kinds of damage has its own exception
+        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{name} cannot be loaded: its weights lack {min(report['missing_keys'])} of {type(model).__name__}, "
+            "which its config.json asks for. Give a whole checkpoint of a causal language model."
+        )
+    return model.eval(), tokenizer
