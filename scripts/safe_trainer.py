@@ -65,8 +65,8 @@ class StopOnSigterm(TrainerCallback):
         if self.asked:
             self.accelerator.set_trigger()
         if self.accelerator.check_trigger() and state.global_step < state.max_steps:
+            # An evaluation that is due takes place first: it draws a random number, which dropout would feel.
             self.stopped = control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # the time that a scheduler gives may not be enough
 
 
 class SafeTrainer(Trainer):

@@ -279,4 +279,5 @@ if __name__ == "__main__":
     # which gloo's threads may wait, for which it waits.
     gc.collect()
     PartialState().destroy_process_group()
-    sys.exit(status)
+    if status:
+        sys.exit(status)

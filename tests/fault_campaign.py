@@ -147,6 +147,7 @@ class Campaign:
             log = os.open(self.home / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # a test runner may have replaced them
             os.environ.update(environment)
             AcceleratorState._reset_state(reset_partial_state=True)  # a test before may have left it
             GradientState._reset_state()
