@@ -3,7 +3,9 @@
 
 import json
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -195,3 +197,23 @@ def test_a_run_resumed_after_its_last_step_takes_no_other_and_ends_its_rotation(
     assert again.state.global_step == 5
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
     assert all(map(torch.equal, again.model.parameters(), trainer.model.parameters()))
+
+
+def test_a_run_that_sigterm_stops_at_an_evaluation_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    """An evaluation draws a random number; dropout would go on with others without it."""
+    fields = {"eval_strategy": "steps", "eval_steps": 2}
+    whole = make(tmp_path / "whole", **fields)
+    whole.train()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        stopped = make(tmp_path / "run", **fields | {"save_steps": 100})
+        stopped.add_callback(At(stopped, {2}, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        stopped.train()
+        resumed = make(tmp_path / "run", **fields)
+        resumed.train(resume_from_checkpoint=True)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+    assert stopped.sigterm.stopped and stopped.state.global_step == 2
+    for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
