@@ -121,6 +121,7 @@ class HCPreTrainedModelMixin:
             OSError: there are no weights in safetensors files, or they are damaged.
             RuntimeError: a tensor has another shape than the configuration asks for.
         """
+        where = f"{pretrained_model_name_or_path} does not fit {cls.__name__}:"
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
             shard_names(folder / SAFE_WEIGHTS_INDEX_NAME)
@@ -141,7 +142,13 @@ class HCPreTrainedModelMixin:
                 "pytorch_model.bin can run code. Download or copy the checkpoint again, or, if it has other files, "
                 "ask for one that save_pretrained wrote."
             ) from error
-        where = f"{pretrained_model_name_or_path} does not fit {cls.__name__}:"
+        except RuntimeError as error:
+            if "conversion of the weights" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{where} the weights of its experts cannot be joined, because one has another shape or dtype than "
+                "the rest. Download or save it again."
+            ) from error
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             key, found, expected = min(info["mismatched_keys"])
             raise RuntimeError(

@@ -403,7 +403,7 @@ def campaigns(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=1500, help="of configurations and of inputs (1500)")
+    parser.add_argument("--examples", type=int, default=3000, help="of configurations and of inputs (3000)")
     parser.add_argument("--checkpoints", type=int, default=500, help="(500)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
