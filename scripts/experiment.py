@@ -20,12 +20,13 @@ import math
 import platform
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from experiment_setup import Blocks, Experiment, Tokens, Variant, load_experiment, load_tokens
 from filelock import FileLock, Timeout
+from records import versions, write_json
+from safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -50,16 +53,16 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-import modeling_hc
 from modeling_hc.health import health
 from modeling_hc.losses import block_sums
 
 CPU = not torch.accelerator.is_available()
 FINISHED, PAUSED = "finished", "paused"
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
-class ExperimentTrainer(Trainer):
-    """The stock Trainer, but that a variant may name parameters that do not decay."""
+class ExperimentTrainer(SafeTrainer):
+    """Of which a variant may name parameters that do not decay."""
 
     undecayed: str | None = None
 
@@ -82,6 +85,7 @@ class Notes(TrainerCallback):
         self.seconds = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        # Those between the last evaluation and a pause are not counted.
         self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
 
     def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,7 +93,7 @@ class Notes(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._start
-        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+        if is_late(self.deadline) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(
@@ -97,6 +101,11 @@ class Notes(TrainerCallback):
     ) -> None:
         values = {name: round(value, 5) for name, value in health(model, self.text).items()}
         state.log_history[-1] |= {"seconds": round(self.seconds, 3), "health": values}
+
+
+def is_late(deadline: float) -> bool:
+    """Returns whether the main process is beyond a deadline; all processes get its answer."""
+    return deadline < math.inf and broadcast_object_list([time.monotonic() > deadline])[0]
 
 
 class Bar(TrainerCallback):
@@ -196,6 +205,8 @@ def run_one(
     """Trains one variant with one seed, on from its last checkpoint, and writes its numbers when it is done."""
     trainer = make_trainer(experiment, name, seed, tokens, work, deadline)
     folder = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
     if trainer.state.global_step < experiment.steps:
         return PAUSED
@@ -250,32 +261,13 @@ def describe(
         "command": shlex.join(["python", *sys.argv]),
         "processes": trainer.args.world_size,
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
     }
 
 
 def machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     return f"{platform.system()} {platform.machine()}, {device}"
-
-
-def versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
-    return {
-        "modeling_hc": modeling_hc.__version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all; lists of numbers stand on one line."""
-    text = json.dumps(content, indent=1)
-    text = re.sub(r"\[\s+(-?[\d.eE+-]+(?:,\s+-?[\d.eE+-]+)*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def grid(experiment: Experiment, args: argparse.Namespace) -> Iterator[tuple[str, int]]:
@@ -302,6 +294,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
                 mine = not result.exists()  # another process may have finished it meanwhile
             except Timeout:
                 pass
+        outcome = None
         if broadcast_object_list([mine])[0]:
             outcome = run_one(experiment, name, seed, tokens, args.work, result, deadline)
             if state.is_main_process:
@@ -312,7 +305,7 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
             gc.collect()
             torch.compiler.reset()
         lock.release()
-        if time.monotonic() > deadline:
+        if outcome is PAUSED or is_late(deadline):
             break
 
 
@@ -334,11 +327,13 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
         for file in (args.work / f"data-{experiment.data.name}").glob("tokenizer*.json"):
             (folder / file.name).write_bytes(file.read_bytes())
     output = args.results / experiment.name / "lm-eval.json"
-    output.unlink(missing_ok=True)
-    command = [sys.executable, "eval/run.py", *map(str, folders), "--tasks", *args.tasks, "--output", str(output)]
+    new = output.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    command = [sys.executable, "eval/run.py", *map(str, folders), "--tasks", *args.tasks, "--output", str(new)]
     command += ["--limit", str(args.limit)] if args.limit else []
     command += ["--data", str(args.data / "eval")] if (args.data / "eval").is_dir() else []
     subprocess.run(command, check=True)
+    new.replace(output)
 
 
 def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
@@ -384,7 +379,7 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
         ratios[name] = {"ratio": median, "quartiles": [low, high], "seconds": seconds, "peak_bytes": peaks.get(name)}
         print(f"{name:24}{median:6.2f} ({low:.2f}-{high:.2f}) of {baseline}'s step, {1e3 * seconds:.0f} ms")
     record = {"baseline": baseline, "rounds": args.rounds, "steps": ratios}
-    record |= {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions()}
+    record |= {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions(*PACKAGES)}
     write_json(args.results / experiment.name / "step-time.json", record)
 
 
@@ -398,13 +393,19 @@ def report(args: argparse.Namespace) -> None:
 
 def check(experiment: Experiment, args: argparse.Namespace) -> None:
     """Runs the residual model and DHC x4 once more, and compares with the committed results."""
-    from experiment_report import compare, load_results
+    from experiment_report import BASELINE, compare, load_results
 
-    committed = load_results(args.results)[experiment.name]
-    args.work, args.results = args.work / "check", args.work / "check" / "results"
-    args.variants, args.seeds = ["residual", "dhc-4"], experiment.seeds[:1]
-    run(experiment, args)
-    agrees, text = compare(committed, load_results(args.results)[experiment.name])
+    committed = load_results(args.results).get(experiment.name, {})
+    args.variants, args.seeds = [BASELINE, "dhc-4"], experiment.seeds[:1]
+    if any(len(committed.get(name, {})) < 2 for name in args.variants):
+        raise ValueError(f"{args.results} does not hold two seeds of residual and dhc-4 of {experiment.name}.")
+    with tempfile.TemporaryDirectory() as again:
+        args.results, args.minutes = Path(again), math.inf
+        folder = args.work / "check"
+        shutil.rmtree(folder / experiment.name, ignore_errors=True)
+        args.work = folder
+        run(experiment, args)
+        agrees, text = compare(committed, load_results(args.results)[experiment.name])
     print(text)
     sys.exit(not agrees)
 
@@ -413,7 +414,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "evaluate", "time", "report", "check"])
     parser.add_argument("experiment", type=Path, nargs="?", help="YAML file; not for report")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the texts")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder of the texts; needed for tokens that are not made yet"
+    )
     parser.add_argument("--variants", nargs="+", help="some of the experiment's")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the experiment's")
     parser.add_argument("--minutes", type=float, default=math.inf, help="run: stop after so long, to go on later")
@@ -434,7 +437,7 @@ def main() -> None:
             if name not in experiment.variants:
                 raise ValueError(f"--variants {name} is none of {', '.join(experiment.variants)}.")
         {"run": run, "evaluate": evaluate, "time": time_steps, "check": check}[args.action](experiment, args)
-    except ValueError as error:
+    except (ValueError, NonFiniteError, SaveError) as error:
         sys.exit(f"experiment.py: {error}")
     except KeyboardInterrupt:
         sys.exit("experiment.py: stopped; the same command goes on.")

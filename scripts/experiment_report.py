@@ -378,9 +378,5 @@ def render(environment: Environment, folder: Path, experiments: dict[str, Runs])
         lm_eval=lambda name: lm_eval_table(folder, name),
         table=lambda name: table(folder, experiments[name], name),
         loss=lambda name, variant: losses(experiments[name], variant),
-        difference=lambda name, variant, other=BASELINE, text=None: difference(
-            experiments[name], variant, other, text
-        ),
-        convergence=lambda name, variant: convergence(experiments[name], variant)[0],
-        step_ratio=lambda name, variant: step_ratio(folder, name, variant),
+        difference=lambda name, variant: difference(experiments[name], variant),
     )

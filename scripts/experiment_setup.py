@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -52,7 +53,7 @@ class Experiment:
     batch_size: int  # blocks a step, of all processes
     block_size: int
     training: dict[str, Any]
-    evaluations: int = 16  # during training, the last at its end
+    evaluations: int = 16  # during training, evenly spread, and one at its end
     eval_blocks: int = 128  # of the first validation text, at each of them
     final_blocks: int = 512  # of every validation text, after training
     start: str | None = None  # EXPERIMENT/VARIANT: begin with the model of its run with the same seed
@@ -139,7 +140,6 @@ class Tokens:
     train: np.ndarray
     validation: dict[str, np.ndarray]
     tokens_per_byte: dict[str, float]  # of each validation text
-    folder: Path
 
 
 def load_tokens(experiment: Experiment, data: Path, work: Path) -> Tokens:
@@ -156,8 +156,10 @@ def load_tokens(experiment: Experiment, data: Path, work: Path) -> Tokens:
     folder = work / f"data-{experiment.data.name}"
     vocab_size = experiment.config(next(iter(experiment.variants))).vocab_size
     made_from = {**vars(experiment.data), "vocab_size": vocab_size}
-    if not (folder / "data.json").exists():
-        _make_tokens(experiment.data, vocab_size, data, folder, made_from)
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "data.json").exists():
+            _make_tokens(experiment.data, vocab_size, data, folder, made_from)
     description = json.loads((folder / "data.json").read_text())
     if description["made_from"] != made_from:
         raise ValueError(
@@ -172,7 +174,6 @@ def load_tokens(experiment: Experiment, data: Path, work: Path) -> Tokens:
         train,
         dict(zip(experiment.data.validation, validation, strict=True)),
         description["tokens_per_byte"],
-        folder,
     )
 
 

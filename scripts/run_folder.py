@@ -7,16 +7,15 @@ import platform
 import shlex
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from records import versions, write_json
 from train_arguments import ModelArguments
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-import modeling_hc
 from modeling_hc.data import DataArguments
 from modeling_hc.model_card_hc import add_training
 
@@ -82,12 +81,7 @@ def describe_run(model_args: ModelArguments, data_args: DataArguments, args: Tra
     packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "evaluate")
     return {
         "command": shlex.join([*launcher, *sys.argv]),
-        "versions": {
-            "modeling_hc": modeling_hc.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{package: version(package) for package in packages},
-        },
+        "versions": versions(*packages) | {"platform": platform.platform()},
         "processes": args.world_size,
         "configuration": asdict(model_args) | asdict(data_args) | args.to_dict(),
     }
@@ -101,14 +95,6 @@ def earlier_commands(folder: Path) -> list[str]:
     return record.get("commands") or [record["command"]]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file at once: one that was there stays whole until the new one is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"_{path.name}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
 def plot_loss(history: list[dict[str, float]], tokens_per_step: int, path: Path) -> None:
     """Draws training and held-out loss over the tokens seen."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
@@ -116,7 +102,7 @@ def plot_loss(history: list[dict[str, float]], tokens_per_step: int, path: Path)
         points = [(entry["step"] * tokens_per_step, entry[key]) for entry in history if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title=path.parent.name)
+    axes.set(xlabel="tokens seen", ylabel="loss (nats per token)", title=path.parent.name.replace("$", r"\$"))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -203,9 +203,8 @@ class SafeTrainer(Trainer):
         if self.accelerator.scaler is None:
             self.model.zero_grad()  # without gradients, no optimizer changes a weight or its state
         else:
-            for (
-                p
-            ) in self.model.parameters():  # the scaler leaves out the step by itself, but not for lack of gradients
+            # the scaler leaves out the step by itself, but not for lack of gradients
+            for p in self.model.parameters():
                 if p.grad is not None:
                     p.grad.fill_(torch.nan)
         if self.is_world_process_zero():

@@ -27,7 +27,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
-from run_folder import check_folder, describe_run, earlier_commands, finish, write_json
+from records import write_json
+from run_folder import check_folder, describe_run, earlier_commands, finish
 from safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
 from safetensors import SafetensorError
 from train_arguments import ModelArguments, SafeTrainingArguments, parse

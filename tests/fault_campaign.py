@@ -242,6 +242,9 @@ class Campaign:
         except Exception as error:
             row.problems.append(f"{folder}: {error!r}")
         expected = {path.relative_to(peace) for path in peace.rglob("*")}
+        if len(list(folder.glob("checkpoint-*"))) <= len(list(peace.glob("checkpoint-*"))):
+            # SIGTERM saves at other steps; what counts is that save_total_limit holds.
+            expected |= {path.relative_to(folder) for path in folder.glob("checkpoint-*/*")}
         for path in folder.rglob("*"):
             if path.is_file() and path.relative_to(folder) not in expected:
                 row.leftover_bytes += path.stat().st_size
@@ -576,7 +579,7 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        when = ", ".join(f"{count} {moment}" for moment, count in row.moments.most_common())
+        when = ", ".join(f"{count} {moment}" for moment, count in sorted(row.moments.items()))
         seen = f"{row.checkpoints_seen}, {row.not_whole}, {row.lost}"
         slowest = f"{row.slowest_end} s" if row.slowest_end else ""
         lines.append(

@@ -194,6 +194,8 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
         )
     except ValueError as error:
         raise ConversionError(str(error)) from error
+    except RuntimeError as error:  # of weights of experts that cannot be joined
+        raise ConversionError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     missing = sorted(name for name in info["missing_keys"] if hyper_connected or not _is_hc(name))
     misshapen = sorted(info["mismatched_keys"])
     if missing or misshapen:
