@@ -4,6 +4,7 @@
 import json
 import lzma
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -355,3 +356,11 @@ def test_the_committed_report_is_what_the_committed_numbers_give():
     assert render(environment, folder, experiments).strip() == (folder / "README.md").read_text().strip()
     for claim in CLAIMS + OPEN:
         assert measured(experiments, claim) is not None, claim.says
+
+
+def test_the_readme_quotes_the_numbers_of_the_report():
+    section = (ROOT / "README.md").read_text().partition("## Does it learn faster?")[2].partition("## ")[0]
+    report = (ROOT / "results" / "README.md").read_text()
+    quoted = re.findall(r"[−+]?\d\.\d+ ± \d\.\d+", section)  # noqa: RUF001
+    assert len(quoted) >= 5
+    assert [number for number in quoted if number not in report] == []
