@@ -143,11 +143,19 @@ class ConnectionHealth(TrainerCallback):
         trainer: the one that this is added to, for its log.
         input_ids: the text, `[B, S]`, without padding; the same at every time, so that only the model makes the values
             change. A few hundred tokens are enough.
+
+    Raises:
+        ValueError: `input_ids` are no such tensor.
     """
 
     def __init__(self, trainer: Trainer, input_ids: Tensor) -> None:
+        ids = torch.as_tensor(input_ids)
+        if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+            raise ValueError(
+                f"input_ids are {ids.dtype} of shape {list(ids.shape)}; give token ids [batch, sequence]."
+            )
         self.trainer = trainer
-        self.input_ids = input_ids
+        self.input_ids = ids
         self.warned: set[str] = set()
 
     def on_step_end(
@@ -169,16 +177,17 @@ class ConnectionHealth(TrainerCallback):
             self._warn(state.global_step, values)
 
     def _warn(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if name in self.warned:
-                continue
-            if not math.isfinite(value):
-                self.warned.add(name)
-                logger.warning(f"Step {step}: {name} of the hyper-connections is {value}; the model cannot recover.")
-            elif name.endswith("_gain") and value > GAIN_LIMIT:
-                self.warned.add(name)
-                logger.warning(
-                    f"Step {step}: {name} of the hyper-connections is {value:.0f}, over {GAIN_LIMIT:.0f}: their carry "
-                    "amplifies, as it did to about 3000 where losses surged in arXiv 2512.24880. Lower the learning "
-                    "rate or clip harder (max_grad_norm), from a checkpoint before this step."
-                )
+        new = {name: value for name, value in values.items() if name not in self.warned}
+        lost = [name for name, value in new.items() if not math.isfinite(value)]
+        if lost:
+            logger.warning(f"Step {step}: {', '.join(lost)} of the connections are not finite.")
+        grown = {
+            name: value for name, value in new.items() if name.endswith("_gain") and GAIN_LIMIT < value < math.inf
+        }
+        for name, value in grown.items():
+            logger.warning(
+                f"Step {step}: {name} of the hyper-connections is {value:.0f}, over {GAIN_LIMIT:.0f}: their carry "
+                "amplifies, as it did to about 3000 where losses surged in arXiv 2512.24880. Lower the learning "
+                "rate or clip harder (max_grad_norm), from a checkpoint before this step."
+            )
+        self.warned |= {*lost, *grown}

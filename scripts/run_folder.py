@@ -2,10 +2,10 @@
 """What scripts/train.py leaves in the folder of a run, and when it may use a folder."""
 
 import json
-import os
 import platform
 import shlex
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import matplotlib
 from records import versions, write_json
 from train_arguments import ModelArguments
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments
@@ -34,8 +35,14 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
     """
     folder = Path(args.output_dir)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"output_dir={args.output_dir} cannot be written: {there} is read-only. Choose another.")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # os.access says yes to root
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output_dir={args.output_dir} cannot be written: {there} is no folder, or read-only ({error.strerror}). "
+            "Choose another."
+        ) from error
     # What has a name with an underscore is left of a run that was killed.
     content = [path for path in folder.iterdir() if path.name[0] != "_"] if folder.exists() else []
     started = (folder / "run.json").exists()
@@ -52,6 +59,14 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
             f"resume_from_checkpoint={args.resume_from_checkpoint} finds no checkpoint in output_dir="
             f"{args.output_dir}. Leave it out to start a new run."
         )
+    if resume:
+        try:
+            json.loads((Path(resume) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{resume} cannot be resumed: its {TRAINER_STATE_NAME} is missing or damaged ({error}). Delete it to "
+                "go on from the checkpoint before it."
+            ) from error
     args.resume_from_checkpoint = resume or None
     own = again or (bool(resume) and Path(resume).resolve().parent == folder.resolve())
     if resume and not own:

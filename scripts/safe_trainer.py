@@ -41,6 +41,10 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is not finite, and no step may be taken on it."""
 
 
+class ResumeError(RuntimeError):
+    """The checkpoint to resume from is damaged, or has its weights in a pickle."""
+
+
 class StopOnSigterm(TrainerCallback):
     """Ends training with a checkpoint after the step in which any process receives SIGTERM.
 
@@ -99,7 +103,12 @@ class SafeTrainer(Trainer):
         return os.path.join(folder, UNFINISHED) if self.saves_unfinished else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Upstream's, in `_unfinished`, where there is nothing to rotate; then what it does at the end."""
+        """Upstream's, in `_unfinished`, where there is nothing to rotate; then what it does at the end.
+
+        Not after a step that was skipped: the model may be lost, and its checkpoint would push out a good one.
+        """
+        if self.skipped_in_a_row:
+            return
         folder = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         unfinished, checkpoint = folder / UNFINISHED / name, folder / name
@@ -151,6 +160,31 @@ class SafeTrainer(Trainer):
                 "the folder writable."
             ) from error
 
+    @contextmanager
+    def _reading(self, checkpoint: str | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each kind of damage has its own
+            raise ResumeError(
+                f"{checkpoint} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]} It is "
+                "damaged, or not of this run. Delete it to go on from the checkpoint before it."
+            ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with self._reading(resume_from_checkpoint):
+            engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            if not engine and not any(Path(resume_from_checkpoint).glob("*.safetensors")):
+                raise ValueError("It has no safetensors file, and weights are not read from pickles.")
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def publish(self) -> None:
         """Saves the model at the top of the run folder, each file at once."""
         folder = Path(self.args.output_dir)
@@ -170,6 +204,12 @@ class SafeTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Upstream's, which takes the loss of a step that is not finite for 0; so it is told that it was skipped."""
+        if self.skipped_in_a_row and "loss" in logs:
+            logs["skipped_in_a_row"] = self.skipped_in_a_row
+        super().log(logs, *args, **kwargs)
 
     # ---- numbers that are none --------------------------------------------------------------------------------------
 
@@ -197,7 +237,10 @@ class SafeTrainer(Trainer):
         message = f"Step {self.state.global_step + 1} is not finite. {self._findings(inputs)}"
         self.skipped_in_a_row += 1
         if self.on_nonfinite == "stop":
-            raise NonFiniteError(f"{message} The step was not taken; on_nonfinite=skip would go on without it.")
+            raise NonFiniteError(
+                f"{message} The step was not taken. A resumed run comes to it again: lower learning_rate, or let "
+                "on_nonfinite=skip leave it out."
+            )
         if self.skipped_in_a_row > SKIPS_IN_A_ROW:
             raise NonFiniteError(f"{message} {SKIPS_IN_A_ROW} steps before it were skipped: the model is lost.")
         if self.accelerator.scaler is None:

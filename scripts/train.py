@@ -29,7 +29,7 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from records import write_json
 from run_folder import check_folder, describe_run, earlier_commands, finish
-from safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
+from safe_trainer import UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError
 from safetensors import SafetensorError
 from train_arguments import ModelArguments, SafeTrainingArguments, parse
 from transformers import (
@@ -242,6 +242,8 @@ def main() -> int:
             run["commands"] = [*earlier_commands(folder), run["command"]]
             write_json(folder / "run.json", run)
         train(trainer, run, data_args.block_size)
+    except ResumeError as error:
+        sys.exit(f"train.py: {error}")
     except (KeyboardInterrupt, NonFiniteError, SaveError, OSError) as error:
         reason = str(error) or f"stopped the run in output_dir={folder}."
         sys.exit(f"train.py: {reason} {how_to_go_on(folder)}")
