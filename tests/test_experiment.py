@@ -24,7 +24,6 @@ import experiment  # noqa: E402
 from experiment_report import (  # noqa: E402
     BASELINE,
     CLAIMS,
-    OPEN,
     Claim,
     Estimate,
     compare,
@@ -354,8 +353,8 @@ def test_the_committed_report_is_what_the_committed_numbers_give():
     )
     experiments = load_results(folder)
     assert render(environment, folder, experiments).strip() == (folder / "README.md").read_text().strip()
-    for claim in CLAIMS + OPEN:
-        assert measured(experiments, claim) is not None, claim.says
+    for claim in CLAIMS:
+        assert claim.than is not None or measured(experiments, claim) is not None, claim.says
 
 
 def test_the_readme_quotes_the_numbers_of_the_report():
