@@ -333,7 +333,11 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
     command += ["--limit", str(args.limit)] if args.limit else []
     command += ["--data", str(args.data / "eval")] if (args.data / "eval").is_dir() else []
     subprocess.run(command, check=True)
-    new.replace(output)
+    report = json.loads(new.read_text())
+    for task in report["tasks"].values():
+        del task["config"]  # prompts, and paths of this machine
+    write_json(output, report)
+    new.unlink()
 
 
 def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
