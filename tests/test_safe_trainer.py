@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-from safe_trainer import SKIPS_IN_A_ROW, UNFINISHED, NonFiniteError, SafeTrainer, SaveError  # noqa: E402
+from safe_trainer import SKIPS_IN_A_ROW, UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError  # noqa: E402
 
 LLAMA = test_modeling_hc_llama.TestHCLlama()
 
@@ -217,3 +217,21 @@ def test_a_run_that_sigterm_stops_at_an_evaluation_goes_on_as_if_it_had_not(tmp_
     assert stopped.sigterm.stopped and stopped.state.global_step == 2
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_named_when_a_run_is_resumed(name: str, tmp_path: Path) -> None:
+    make(tmp_path, max_steps=1).train()
+    path = tmp_path / "checkpoint-1" / name
+    path.write_bytes(path.read_bytes()[:50])
+
+    with pytest.raises(ResumeError, match=r"checkpoint-1 cannot be read: .* Delete it"):
+        make(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_no_checkpoint_is_written_while_steps_are_skipped(tmp_path: Path) -> None:
+    trainer = make(tmp_path, on_nonfinite="skip")
+    trainer.add_callback(At(trainer, {3, 4}, nan_gradient(trainer)))
+    trainer.train()
+
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-5"}
