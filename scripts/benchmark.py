@@ -51,6 +51,7 @@ from types import SimpleNamespace
 
 import torch
 import transformers
+from records import write_json
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -468,7 +469,7 @@ def benchmark(args: argparse.Namespace, result: dict) -> None:
             variant = None
             gc.collect()
             if args.output:
-                write(args.output, result)
+                write_json(args.output, result)
             if args.device != "cpu":
                 torch.cuda.empty_cache()
                 torch.cuda.synchronize()  # raises where a variant has left the device unusable
@@ -556,13 +557,6 @@ def go_on(result: dict) -> None:
         raise ValueError(f"{output} exists and is no result of this script; choose another name.") from error
     if differing:
         raise ValueError(f"{output} exists and cannot be completed: {'; '.join(differing)}. Choose another name.")
-
-
-def write(output: Path, result: dict) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(output)
 
 
 def header() -> str:
@@ -673,7 +667,7 @@ def main() -> None:
         print(f"Mean distance of the losses: with and without kernels {(ours - plain).abs().mean():.2e}, of two seeds")
         print(f"{(other - plain).abs().mean():.2e}.")
         if args.output:
-            write(
+            write_json(
                 args.output, {key: result[key] for key in ("arguments", "command", "environment")} | {"losses": losses}
             )
         return

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock
+from records import write_json
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -198,7 +199,7 @@ def _make_tokens(spec: Data, vocab_size: int, data: Path, folder: Path, made_fro
         sizes[name] = {"documents": len(texts), "bytes": size, "tokens": len(tokens)}
         tokens_per_byte[name] = len(tokens) / size
     description = {"made_from": made_from, "sizes": sizes, "tokens_per_byte": tokens_per_byte}
-    (folder / "data.json").write_text(json.dumps(description, indent=1) + "\n")
+    write_json(folder / "data.json", description)
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
