@@ -26,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from experiment_setup import Blocks, Experiment, Tokens, Variant, load_experiment, load_tokens
+from experiment_setup import ROOT, Blocks, Experiment, Tokens, Variant, check_seeds, load_experiment, load_tokens
 from filelock import FileLock, Timeout
 from records import versions, write_json
 from safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
@@ -58,6 +59,7 @@ from modeling_hc.losses import block_sums
 
 CPU = not torch.accelerator.is_available()
 FINISHED, PAUSED = "finished", "paused"
+MADE_FROM = "made-from.json"
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -72,7 +74,7 @@ class ExperimentTrainer(SafeTrainer):
 
 
 class Notes(TrainerCallback):
-    """Puts the seconds of training and the connections' health beside every evaluation; ends a call in time.
+    """Puts the seconds of training into the log, the connections' health beside evaluations; ends a call in time.
 
     Args:
         text: `[B, S]`, for `health`.
@@ -85,7 +87,6 @@ class Notes(TrainerCallback):
         self.seconds = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        # Those between the last evaluation and a pause are not counted.
         self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
 
     def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -96,11 +97,14 @@ class Notes(TrainerCallback):
         if is_late(self.deadline) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[-1]["seconds"] = round(self.seconds, 3)
+
     def on_evaluate(
         self, args: TrainingArguments, state: Any, control: Any, model: PreTrainedModel, **kwargs: Any
     ) -> None:
         values = {name: round(value, 5) for name, value in health(model, self.text).items()}
-        state.log_history[-1] |= {"seconds": round(self.seconds, 3), "health": values}
+        state.log_history[-1]["health"] = values
 
 
 def is_late(deadline: float) -> bool:
@@ -137,13 +141,30 @@ def make_model(experiment: Experiment, name: str, seed: int, work: Path) -> PreT
         if not (start / "model.safetensors").exists():
             raise ValueError(f"{experiment.name} starts from {start}, which is not there: run that experiment first.")
         model = AutoModelForCausalLM.from_pretrained(start, config=config, dtype=torch.float32)
-    if variant.freeze:
-        frozen = [p for key, p in model.named_parameters() if re.search(variant.freeze, key)]
-        if not frozen:
-            raise ValueError(f"freeze={variant.freeze!r} of variant {name} matches no parameter.")
-        for parameter in frozen:
+    for key, parameter in model.named_parameters():
+        if variant.freeze and re.search(variant.freeze, key):
             parameter.requires_grad_(False)
     return model
+
+
+def check_patterns(experiment: Experiment, names: Iterable[str]) -> None:
+    """Looks before the first run whether `freeze` and `undecayed` of these variants match parameters.
+
+    Raises:
+        ValueError: one of them matches none, or `freeze` matches all.
+    """
+    for name in names:
+        variant = experiment.variants[name]
+        with torch.device("meta"):
+            keys = [key for key, _ in AutoModelForCausalLM.from_config(experiment.config(name)).named_parameters()]
+        for field in ("freeze", "undecayed"):
+            pattern = getattr(variant, field)
+            matched = sum(bool(re.search(pattern, key)) for key in keys) if pattern else None
+            if matched == 0 or (field == "freeze" and matched == len(keys)):
+                many = "every" if matched else "no"
+                raise ValueError(
+                    f"{field}={pattern!r} of variant {name} matches {many} parameter, such as {keys[-1]}."
+                )
 
 
 def make_trainer(
@@ -178,7 +199,7 @@ def make_trainer(
     )
     main_text = next(iter(tokens.validation))
     held_out = Blocks(tokens.validation[main_text], experiment.block_size, experiment.eval_blocks)
-    for_health = torch.stack([held_out[i]["input_ids"] for i in range(4)])
+    for_health = torch.stack([held_out[i]["input_ids"] for i in range(min(4, len(held_out)))])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nll, _, count = prediction.predictions.sum(0, dtype=np.float64)
@@ -206,6 +227,7 @@ def run_one(
     trainer = make_trainer(experiment, name, seed, tokens, work, deadline)
     folder = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
+        write_json(folder / MADE_FROM, settings(experiment, name))
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
     if trainer.state.global_step < experiment.steps:
@@ -226,16 +248,49 @@ def run_one(
     return FINISHED
 
 
+def settings(experiment: Experiment, name: str) -> dict[str, Any]:
+    """Returns what makes a variant's runs what they are."""
+    variant: Variant = experiment.variants[name]
+    tokens_per_step = experiment.batch_size * experiment.block_size
+    return {
+        "settings": {"start": experiment.start, **asdict(variant)},
+        "model": experiment.config(name).to_diff_dict(),
+        "training": experiment.training | variant.training,
+        "tokens": experiment.steps * tokens_per_step,
+        "tokens_per_step": tokens_per_step,
+    }
+
+
+def check_same(experiment: Experiment, name: str, path: Path) -> None:
+    """Compares the settings of an earlier run, where there is one, with the experiment's; of other versions' fields
+    those that both have.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if not path.exists():
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), settings(experiment, name)
+    for part in ("model", "training"):
+        both = (before[part].keys() & now[part].keys()) - {"transformers_version"}
+        before[part], now[part] = ({key: values[part][key] for key in sorted(both)} for values in (before, now))
+    for part, value in now.items():
+        if before[part] != value:
+            raise ValueError(
+                f"{path} is of a run with {part} {before[part]}, and {experiment.name} now has {value}. Give what "
+                f"changed another name, or delete {path.parent if path.name == MADE_FROM else path}."
+            )
+
+
 def describe(
     experiment: Experiment, name: str, seed: int, trainer: Trainer, history: list[dict], final: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns everything that is kept of a run."""
-    variant: Variant = experiment.variants[name]
-    tokens_per_step = experiment.batch_size * experiment.block_size
+    made_from = settings(experiment, name)
     blocks = len(trainer.train_dataset)
     evaluations = [
         {
-            "tokens": entry["step"] * tokens_per_step,
+            "tokens": entry["step"] * made_from["tokens_per_step"],
             "seconds": entry["seconds"],
             "loss": round(entry["eval_nll"], 6),
             "bits_per_byte": round(entry["eval_bits_per_byte"], 6),
@@ -248,12 +303,8 @@ def describe(
         "experiment": experiment.name,
         "variant": name,
         "seed": seed,
-        "settings": {"start": experiment.start, **vars(variant)},
-        "model": experiment.config(name).to_diff_dict(),
-        "training": experiment.training | variant.training,
+        **made_from,
         "parameters": trainer.model.num_parameters(),
-        "tokens": experiment.steps * tokens_per_step,
-        "tokens_per_step": tokens_per_step,
         "epochs": round(experiment.steps * experiment.batch_size / blocks, 3),
         "final": final,
         "evaluations": evaluations,
@@ -281,6 +332,10 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
     """Runs what is not done and what nobody else is at."""
     deadline = time.monotonic() + 60 * args.minutes
     state = PartialState(cpu=CPU)
+    check_patterns(experiment, args.variants or experiment.variants)
+    for name, seed in grid(experiment, args):
+        check_same(experiment, name, args.results / experiment.name / f"{name}-s{seed}.json")
+        check_same(experiment, name, args.work / experiment.name / f"{name}-s{seed}" / MADE_FROM)
     with state.main_process_first():
         tokens = load_tokens(experiment, args.data, args.work)
     for name, seed in grid(experiment, args):
@@ -307,6 +362,9 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
         lock.release()
         if outcome is PAUSED or is_late(deadline):
             break
+    if state.is_main_process:
+        results = [args.results / experiment.name / f"{name}-s{seed}.json" for name, seed in grid(experiment, args)]
+        print(f"{experiment.name}: {sum(path.exists() for path in results)} of {len(results)} runs are done.")
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -316,23 +374,32 @@ def summary(result: dict[str, Any]) -> str:
 
 def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
     """Scores the models of finished runs with eval/run.py, which knows where the tasks' data is."""
-    folders = [
-        args.work / experiment.name / f"{name}-s{seed}"
-        for name, seed in grid(experiment, args)
-        if (args.results / experiment.name / f"{name}-s{seed}.json").exists()
-    ]
+    folders = [args.work / experiment.name / f"{name}-s{seed}" for name, seed in grid(experiment, args)]
+    folders = [folder for folder in folders if (folder / "model.safetensors").exists()]
     if not folders:
-        raise ValueError(f"No run of {experiment.name} is finished: start `experiment.py run` first.")
+        raise ValueError(
+            f"{args.work / experiment.name} holds no finished model. They are not in the repository: give `run` "
+            "another --results, and then `evaluate` the same."
+        )
     for folder in folders:  # the tokenizer is the experiment's
         for file in (args.work / f"data-{experiment.data.name}").glob("tokenizer*.json"):
             (folder / file.name).write_bytes(file.read_bytes())
     output = args.results / experiment.name / "lm-eval.json"
     new = output.with_suffix(".new")
     new.unlink(missing_ok=True)
-    command = [sys.executable, "eval/run.py", *map(str, folders), "--tasks", *args.tasks, "--output", str(new)]
+    command = [
+        sys.executable,
+        str(ROOT / "eval" / "run.py"),
+        *map(str, folders),
+        "--tasks",
+        *args.tasks,
+        "--output",
+        str(new),
+    ]
     command += ["--limit", str(args.limit)] if args.limit else []
     command += ["--data", str(args.data / "eval")] if (args.data / "eval").is_dir() else []
-    subprocess.run(command, check=True)
+    if subprocess.run(command).returncode:
+        raise ValueError(f"eval/run.py failed, see above; {output} is as it was.")
     report = json.loads(new.read_text())
     for task in report["tasks"].values():
         del task["config"]  # prompts, and paths of this machine
@@ -341,7 +408,7 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
 
 
 def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
-    """Times a training step of each variant, forward, backward and update, in turns, in one process.
+    """Times steps of the first variant and of others: forward, backward and update, in turns, in one process.
 
     On a GPU it also counts the bytes that a step takes at most, besides weights and optimizer.
     """
@@ -349,7 +416,8 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
     training = experiment.training
     autocast = torch.autocast(device, torch.bfloat16, enabled=bool(training.get("bf16")))
     steps = {}
-    for name in args.variants or experiment.variants:
+    baseline = next(iter(experiment.variants))
+    for name in dict.fromkeys([baseline, *(args.variants or experiment.variants)]):
         model = make_model(experiment, name, 0, args.work).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         forward = torch.compile(model) if training.get("torch_compile") else model
@@ -375,7 +443,6 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
             step()
             peaks[name] = torch.cuda.max_memory_allocated() - before
     rounds = [{name: step() for name, step in steps.items()} for _ in tqdm(range(args.rounds), disable=None)]
-    baseline = next(iter(steps))
     ratios = {}
     for name in steps:
         low, median, high = statistics.quantiles((row[name] / row[baseline] for row in rounds), n=4)
@@ -396,13 +463,16 @@ def report(args: argparse.Namespace) -> None:
 
 
 def check(experiment: Experiment, args: argparse.Namespace) -> None:
-    """Runs the residual model and DHC x4 once more, and compares with the committed results."""
+    """Runs the residual model and DHC x4 with a new seed, and compares with the committed results."""
     from experiment_report import BASELINE, compare, load_results
 
+    if experiment.start is not None:
+        raise ValueError(f"{experiment.name} starts from the models of {experiment.start}, and check from nothing.")
     committed = load_results(args.results).get(experiment.name, {})
-    args.variants, args.seeds = [BASELINE, "dhc-4"], experiment.seeds[:1]
+    args.variants = [BASELINE, "dhc-4"]
     if any(len(committed.get(name, {})) < 2 for name in args.variants):
         raise ValueError(f"{args.results} does not hold two seeds of residual and dhc-4 of {experiment.name}.")
+    args.seeds = [1 + max(seed for name in args.variants for seed in committed[name])]
     with tempfile.TemporaryDirectory() as again:
         args.results, args.minutes = Path(again), math.inf
         folder = args.work / "check"
@@ -431,11 +501,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of tokens and models")
     args = parser.parse_args()
     disable_progress_bar()  # of every checkpoint's shards
-    if args.action == "report":
-        return report(args)
-    if args.experiment is None:
+    if args.action != "report" and args.experiment is None:
         parser.error(f"{args.action} needs the YAML file of an experiment")
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds} has to be 2 or more")
     try:
+        if args.action == "report":
+            return report(args)
+        check_seeds(args.seeds or [])
         experiment = load_experiment(args.experiment)
         for name in args.variants or ():
             if name not in experiment.variants:

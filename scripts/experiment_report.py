@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from scipy.stats import t
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # variant, seed
@@ -21,6 +21,12 @@ Runs = dict[str, dict[int, dict[str, Any]]]  # variant, seed
 BASELINE = "residual"
 MAIN = "llama-0.3m"
 MOE = "olmoe-0.3m-0.8m"
+TABLES_ONLY = """{% for name in experiments %}
+# {{ name }}
+
+{{ table(name) }}
+
+{% endfor %}"""
 COLOURS = {"residual": "tab:gray", "shc-4": "tab:orange", "dhc-4": "tab:blue"}
 
 
@@ -33,7 +39,7 @@ class Claim:
 
     says: str
     variant: str
-    lower: bool | None  # None: an open question
+    lower: bool | None  # None: a question, or that there is little difference, which no interval can show
     other: str
     experiment: str = MAIN
     than: str | None = None
@@ -44,25 +50,33 @@ CLAIMS = [
     Claim("SHC x4 is better than the residual network (Table 2)", "shc-4", True, BASELINE),
     Claim("One stream, dynamic, is worse than the residual network (Table 1)", "dhc-1", False, BASELINE),
     Claim("Four streams are better than two (Table 1)", "dhc-4", True, "dhc-2"),
-    Claim("Eight streams are hardly better than four (Table 1)", "dhc-8", None, "dhc-4"),
+    Claim("Eight streams against four (Table 1: hardly better)", "dhc-8", None, "dhc-4"),
     Claim("Dynamic is better than static, four streams (Table 2)", "dhc-4", True, "shc-4"),
-    Claim("Dynamic is no better than static, two streams with tanh (Table 2)", "dhc-2", None, "shc-2"),
-    Claim("Without tanh is as good, four streams (Table 1)", "dhc-4-no-tanh", None, "dhc-4"),
+    Claim("Dynamic against static, two streams with tanh (Table 2: no better)", "dhc-2", None, "shc-2"),
+    Claim("Without tanh against with it, four streams (Table 1: as good)", "dhc-4-no-tanh", None, "dhc-4"),
     Claim("Frozen width connections are worse than trained ones (Table 3)", "dhc-4-frozen-width", False, "dhc-4"),
-    Claim("Frozen write weights hardly matter (Table 3)", "dhc-4-frozen-beta", None, "dhc-4"),
+    Claim("Frozen write weights against trained ones (Table 3: hardly worse)", "dhc-4-frozen-beta", None, "dhc-4"),
     Claim(
         "Width connections matter more than write weights (Table 3)", "dhc-4-frozen-width", False, "dhc-4-frozen-beta"
     ),
     Claim("A mixture of experts gains more than a dense model (Tables 6, 1)", "dhc-4", True, BASELINE, MOE, than=MAIN),
-    Claim("A larger model gains more: 0.3M against 0.1M", "dhc-4", True, BASELINE, MAIN, than="llama-0.1m"),
-    Claim("A larger model gains more: 0.8M against 0.3M", "dhc-4", True, BASELINE, "llama-0.8m", than=MAIN),
 ]
 OPEN = [
     Claim("Output projections not rescaled, against divided by sqrt(n)", "dhc-4-rescaling-none", None, "dhc-4"),
     Claim("Multiplied by sqrt(n), against divided", "dhc-4-rescaling-multiply", None, "dhc-4"),
+    Claim("The same at 0.8M: not rescaled, against divided", "dhc-4-rescaling-none", None, "dhc-4", "llama-0.8m"),
+    Claim("Not rescaled: four streams against one, which never is", "dhc-4-rescaling-none", None, "dhc-1"),
+    Claim("Not rescaled: four streams against two", "dhc-4-rescaling-none", None, "dhc-2-rescaling-none"),
+    Claim("Not rescaled: eight streams against four", "dhc-8-rescaling-none", None, "dhc-4-rescaling-none"),
+    Claim("Not rescaled: dynamic against static", "dhc-4-rescaling-none", None, "shc-4-rescaling-none"),
     Claim("Mean of the streams at the end, against their sum", "dhc-4-mean", None, "dhc-4"),
     Claim("Gates without weight decay, against with it", "dhc-4-undecayed-gates", None, "dhc-4"),
     Claim("All connections frozen, against the residual network", "dhc-4-frozen", None, BASELINE),
+    Claim("Converted to DHC x4 and trained on, against trained on as it is", "dhc-4", None, BASELINE, "continued"),
+    Claim("What DHC x4 gains at 0.3M parameters, against 0.1M", "dhc-4", None, BASELINE, MAIN, than="llama-0.1m"),
+    Claim("What it gains at 0.8M, against 0.3M", "dhc-4", None, BASELINE, "llama-0.8m", than=MAIN),
+    Claim("What it gains at 2.6M, against 0.8M", "dhc-4", None, BASELINE, "llama-2.6m", than="llama-0.8m"),
+    Claim("What it gains after four times the tokens, at 0.3M", "dhc-4", None, BASELINE, "longer", than=MAIN),
 ]
 
 
@@ -96,11 +110,18 @@ class Estimate:
 
 
 def load_results(folder: Path) -> dict[str, Runs]:
-    """Returns all runs by experiment, variant (the residual one first) and seed."""
+    """Returns all runs by experiment, variant (the residual one first) and seed.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     experiments: dict[str, Runs] = {}
     for path in sorted(folder.glob("*/*-s*.json"), key=lambda p: (p.parent, not p.name.startswith(BASELINE), p)):
         if re.search(r"-s\d+$", path.stem):
-            result = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                result = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} is not whole ({error}): delete it and run it again.") from error
             experiments.setdefault(result["experiment"], {}).setdefault(result["variant"], {})[result["seed"]] = result
     return experiments
 
@@ -156,38 +177,56 @@ def step_ratio(folder: Path, experiment: str, variant: str) -> float | None:
     return steps[variant]["ratio"] if variant in steps else None
 
 
+def least_time(folder: Path, runs: Runs, experiment: str) -> float:
+    """Returns the smallest "time needed" of the variants that all seeds bring to the residual model's loss."""
+    times = []
+    for variant in runs.keys() - {BASELINE}:
+        part, missing = convergence(runs, variant)
+        ratio = step_ratio(folder, experiment, variant)
+        if part and not missing and ratio:
+            times.append(part.mean * ratio)
+    return min(times)
+
+
 def table(folder: Path, runs: Runs, experiment: str) -> str:
     """Renders the table of an experiment."""
     texts = list(next(iter(next(iter(runs.values())).values()))["final"])
-    header = ["variant", "parameters", "seeds", f"loss on {texts[0]}"]
+    header = ["variant", "parameters", "seeds", f"loss on {texts[0]}", "bits per byte"]
     if BASELINE in runs:
         header += [f"difference, {text}" for text in texts] + ["tokens needed", "step time", "time needed"]
     rows = [header, ["---"] * len(header)]
     for variant, by_seed in runs.items():
         parameters = next(iter(by_seed.values()))["parameters"]
-        row = [variant, f"{parameters:,}", str(len(by_seed)), losses(runs, variant).text(".3f")]
+        bits = statistics.fmean(result["final"][texts[0]]["bits_per_byte"] for result in by_seed.values())
+        row = [variant, f"{parameters:,}", str(len(by_seed)), losses(runs, variant).text(".3f"), f"{bits:.3f}"]
         if BASELINE in runs and variant != BASELINE:
             row += [difference(runs, variant, text=text).text() for text in texts]
             part, missing = convergence(runs, variant)
             ratio = step_ratio(folder, experiment, variant)
-            some = f" ({missing} of {missing + len(part.values)} never)" if part and missing else ""
-            row.append(part.text(".2f") + some if part else "never")
-            row.append(f"{ratio:.2f}" if ratio else "")
-            row.append(f"{part.mean * ratio:.2f}{some}" if part and ratio else "")
+            if missing:  # a mean over those that do would flatter
+                row += ["not by all seeds" if part else "never", f"{ratio:.2f}" if ratio else ""]
+            else:
+                row.append(part.text(".2f"))
+                time = Estimate(tuple(value * ratio for value in part.values)) if ratio else None
+                row += [f"{ratio:.2f}", time.text(".2f")] if time else []
         rows.append(row + [""] * (len(header) - len(row)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def lm_eval_table(folder: Path, experiment: str) -> str:
-    """Renders the scores in lm-eval.json: of each variant, the mean over seeds and its standard error."""
+    """Renders the scores in lm-eval.json: of each variant, the mean over seeds, and the standard error over items.
+
+    All seeds answer the same items, so that more seeds do not make the latter smaller.
+    """
     report = json.loads((folder / experiment / "lm-eval.json").read_text())
     variants = list(dict.fromkeys(re.sub(r"-s\d+$", "", model["name"]) for model in report["models"]))
     rows = [["task", "items", *variants], ["---"] * (2 + len(variants))]
     for task, metrics in report["results"].items():
         row = [task, str(report["tasks"][task]["num_items"])]
         for variant in variants:
-            scores = [s["value"] for name, s in metrics["acc"].items() if re.fullmatch(rf"{variant}-s\d+", name)]
-            row.append(Estimate(tuple(scores)).text(".3f"))
+            scores = [s for name, s in metrics["acc"].items() if re.fullmatch(rf"{re.escape(variant)}-s\d+", name)]
+            mean, error = (statistics.fmean(score[key] for score in scores) for key in ("value", "stderr"))
+            row.append(f"{mean:.3f} ± {error:.3f}")
         rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -195,9 +234,10 @@ def lm_eval_table(folder: Path, experiment: str) -> str:
 def verdict(claim: Claim, estimate: Estimate) -> str:
     """Says what the interval allows: of a claim whether it holds, of an open question which side is lower."""
     if abs(estimate.mean) <= estimate.interval:
-        return "not decided"
+        return "not told apart" if claim.lower is None else "not decided"
     if claim.lower is None:
-        return "lower loss" if estimate.mean < 0 else "higher loss"
+        lower, higher = ("more", "less") if claim.than else ("lower loss", "higher loss")
+        return lower if estimate.mean < 0 else higher
     return "holds" if (estimate.mean < 0) == claim.lower else "the reverse holds"
 
 
@@ -292,7 +332,11 @@ def draw_curves(axis: Any, runs: Runs) -> None:
         axis.fill_between(tokens, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2)
     ends = [min(point["loss"] for point in result["evaluations"]) for v in runs.values() for result in v.values()]
     starts = [result["evaluations"][len(result["evaluations"]) // 4]["loss"] for result in runs[BASELINE].values()]
-    axis.set(xlabel="million tokens", ylabel="held-out loss (nats per token)", ylim=(min(ends) - 0.03, max(starts)))
+    axis.set(
+        xlabel="million tokens (mean and range over seeds)",
+        ylabel="held-out loss (nats per token)",
+        ylim=(min(ends) - 0.03, max(starts)),
+    )
     axis.grid(alpha=0.3)
     axis.legend()
 
@@ -304,10 +348,12 @@ def draw_differences(axis: Any, runs: Runs) -> None:
         estimate = difference(runs, name)
         colour = COLOURS.get(name, "tab:blue" if name.startswith("dhc") else "tab:orange")
         axis.plot(estimate.values, [at] * len(estimate.values), ".", color=colour, alpha=0.5)
-        half = 0 if math.isinf(estimate.interval) else estimate.interval
+        half = math.nan if math.isinf(estimate.interval) else estimate.interval
         axis.errorbar(estimate.mean, at, xerr=half, fmt="o", color=colour, capsize=3)
     axis.axvline(0, color="black", lw=0.8)
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="final held-out loss less the residual model's")
+    axis.set(
+        yticks=range(len(names)), yticklabels=names, xlabel="final held-out loss less the residual model's (95 %)"
+    )
     axis.invert_yaxis()
     axis.grid(alpha=0.3, axis="x")
 
@@ -322,7 +368,7 @@ def draw_sizes(axis: Any, experiments: dict[str, Runs]) -> None:
         ]
         points.sort(key=lambda point: point[0])
         if points:
-            half = [0 if math.isinf(estimate.interval) else estimate.interval for _, estimate in points]
+            half = [math.nan if math.isinf(estimate.interval) else estimate.interval for _, estimate in points]
             axis.errorbar(
                 [size for size, _ in points],
                 [estimate.mean for _, estimate in points],
@@ -332,7 +378,9 @@ def draw_sizes(axis: Any, experiments: dict[str, Runs]) -> None:
                 label=family,
             )
     axis.axhline(0, color="black", lw=0.8)
-    axis.set(xscale="log", xlabel="parameters of the residual model", ylabel="DHC x4: final loss less the residual's")
+    axis.set(
+        xscale="log", xlabel="parameters of the residual model", ylabel="DHC x4: final loss less the residual's (95 %)"
+    )
     axis.grid(alpha=0.3)
     axis.legend()
 
@@ -358,25 +406,34 @@ def draw_health(pyplot: Any, runs: Runs) -> Any:
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Draws the figures and renders README.md of a results folder from its template."""
+    """Draws the figures and renders README.md of a results folder.
+
+    Raises:
+        ValueError: nothing is there, or a result is damaged.
+    """
     experiments = load_results(folder)
-    environment = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    if not experiments:
+        raise ValueError(f"{folder} holds no result (EXPERIMENT/VARIANT-sSEED.json) of `experiment.py run`.")
+    text = render(folder, experiments)
     path = folder / "README.md"
     paths = draw(folder, experiments)
-    path.write_text(render(environment, folder, experiments), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return [*paths, path]
 
 
-def render(environment: Environment, folder: Path, experiments: dict[str, Runs]) -> str:
-    """Fills the template: its numbers are expressions over the results."""
-    return environment.get_template("README.md.jinja").render(
+def render(folder: Path, experiments: dict[str, Runs]) -> str:
+    """Fills the folder's template, whose numbers are expressions over the results; without one, gives the tables."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    path = folder / "README.md.jinja"
+    template = path.read_text(encoding="utf-8") if path.exists() else TABLES_ONLY
+    main = experiments.get(MAIN, {})
+    return environment.from_string(template).render(
         experiments=experiments,
+        spread=[difference(main, variant).deviation for variant in main if variant != BASELINE],
         claims=claims_table(experiments, CLAIMS),
         open_questions=claims_table(experiments, OPEN),
         lm_eval=lambda name: lm_eval_table(folder, name),
         table=lambda name: table(folder, experiments[name], name),
         loss=lambda name, variant: losses(experiments[name], variant),
-        difference=lambda name, variant: difference(experiments[name], variant),
+        least_time=lambda name: least_time(folder, experiments[name], name),
     )

@@ -3,6 +3,7 @@
 
 import json
 import lzma
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from records import write_json
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
@@ -18,8 +21,24 @@ from transformers import PreTrainedConfig, TrainingArguments
 from modeling_hc.recipes import build_config, load_recipe, suggestion
 
 ROOT = Path(__file__).parents[1]
+# Fields of TrainingArguments that follow from an experiment's own, or that its records and resuming rest on.
+SET_BY_EXPERIMENT = {
+    "output_dir",
+    "run_name",
+    "seed",
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "eval_strategy",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "logging_nan_inf_filter",
+}
 
 
+@strict
 @dataclass(kw_only=True)
 class Data:
     """Text, and how it is tokenized. Paths are relative to the folder given as --data, patterns allowed."""
@@ -31,6 +50,7 @@ class Data:
     tokenizer: str | None = None  # a tokenizer.json; else a byte-level BPE of the model's vocab_size is trained
 
 
+@strict
 @dataclass(kw_only=True)
 class Variant:
     """How the model of a run differs from the experiment's: num_streams makes it hyper-connected."""
@@ -41,6 +61,7 @@ class Variant:
     undecayed: str | None = None  # parameters whose name matches have no weight decay
 
 
+@strict
 @dataclass(kw_only=True)
 class Experiment:
     """A grid: every variant with every seed, on equal data and, but for what a variant changes, an equal schedule."""
@@ -48,7 +69,7 @@ class Experiment:
     name: str
     data: Data
     model: str | dict[str, Any]  # a recipe, or its content
-    variants: dict[str, Variant]
+    variants: dict[str, Variant]  # what the others are compared with comes first
     seeds: list[int]
     tokens: int  # trained on, by each run
     batch_size: int  # blocks a step, of all processes
@@ -83,32 +104,83 @@ def load_experiment(path: Path) -> Experiment:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"Cannot read the experiment {path}: {' '.join(str(error).split())}.") from error
-    experiment = _build(Experiment, {"name": path.stem} | dict(values or {}), str(path))
-    experiment.data = _build(Data, experiment.data, f"data of {path}")
-    experiment.variants = {
-        name: _build(Variant, variant or {}, f"variant {name} of {path}")
-        for name, variant in experiment.variants.items()
-    }
-    if experiment.steps < experiment.evaluations:
-        raise ValueError(f"tokens={experiment.tokens} of {path} are fewer than {experiment.evaluations} steps.")
-    known = [f.name for f in fields(TrainingArguments)]
+    values = {"name": path.stem} | _dict(values, str(path))
+    if "data" in values:
+        values["data"] = _build(Data, values["data"], f"data of {path}")
+    if "variants" in values:
+        values["variants"] = {
+            name: _build(Variant, {} if variant is None else variant, f"variant {name} of {path}")
+            for name, variant in _dict(values["variants"], f"variants of {path}").items()
+        }
+    experiment = _build(Experiment, values, str(path))
+    _check_values(experiment, path)
     for name, variant in experiment.variants.items():
-        experiment.config(name)
-        for key in experiment.training | variant.training:
-            if key not in known:
-                raise ValueError(f"{key!r} of {path} is not a field of TrainingArguments{suggestion(key, known)}")
+        positions = getattr(experiment.config(name), "max_position_embeddings", experiment.block_size)
+        if experiment.block_size > positions:
+            raise ValueError(f"block_size={experiment.block_size} of {path} is more than its model's {positions}.")
+        _check_training(experiment.training | variant.training, path)
     return experiment
 
 
-def _build(cls: type, values: dict[str, Any], source: str) -> Any:
+def _check_values(experiment: Experiment, path: Path) -> None:
+    smallest = {"tokens": 1, "batch_size": 1, "block_size": 2, "evaluations": 1, "eval_blocks": 1, "final_blocks": 1}
+    for name, least in smallest.items():
+        if getattr(experiment, name) < least:
+            raise ValueError(f"{name}={getattr(experiment, name)} of {path} has to be {least} or more.")
+    if experiment.steps < experiment.evaluations:
+        raise ValueError(
+            f"tokens={experiment.tokens} of {path} are {experiment.steps} steps of batch_size * block_size, fewer "
+            f"than its {experiment.evaluations} evaluations."
+        )
+    if experiment.data.documents is not None and experiment.data.documents < 1:
+        raise ValueError(f"documents={experiment.data.documents} of {path} has to be 1 or more.")
+    if "train" in experiment.data.validation or not experiment.data.validation:
+        raise ValueError(f"validation of {path} needs texts, and none may have the name 'train'.")
+    if not experiment.variants or not experiment.seeds:
+        raise ValueError(f"{path} needs a variant and a seed.")
+    check_seeds(experiment.seeds)
+    for name, variant in experiment.variants.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} of {path} cannot name a variant: use letters, digits, '-', '_' and '.'.")
+        for field_name in ("freeze", "undecayed"):
+            try:
+                re.compile(getattr(variant, field_name) or "")
+            except re.error as error:
+                raise ValueError(f"{field_name} of variant {name} of {path} is no pattern: {error}.") from error
+
+
+def check_seeds(seeds: list[int]) -> None:
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{seed} cannot be a seed: take numbers from 0 to 2**32 - 1.")
+
+
+def _check_training(values: dict[str, Any], path: Path) -> None:
+    known = {f.name: f for f in fields(TrainingArguments)}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{key!r} of {path} is not a field of TrainingArguments{suggestion(key, list(known))}")
+        if key in SET_BY_EXPERIMENT:
+            raise ValueError(f"{key!r} under training of {path} is what the experiment's own fields decide.")
+        if isinstance(known[key].default, float) and not isinstance(value, (int, float)):
+            raise ValueError(f"{key}={value!r} of {path} is not a number (YAML reads 1e-3 as text, and 1.0e-3 not).")
+
+
+def _dict(values: Any, source: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} has to hold names and values, and is {values!r}.")
+    return values
+
+
+def _build(cls: type, values: Any, source: str) -> Any:
     known = [f.name for f in fields(cls)]
-    for name in values:
+    for name in _dict(values, source):
         if name not in known:
-            raise ValueError(f"{name!r} is not a field of {source}{suggestion(name, known)}")
+            raise ValueError(f"{name!r} is not a field of {source}{suggestion(str(name), known)}")
     try:
         return cls(**values)
-    except TypeError as error:
-        raise ValueError(f"{source}: {error}.") from error
+    except (TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{source}: {' '.join(str(error).split())}.") from error
 
 
 class Blocks(Dataset):

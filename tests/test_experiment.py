@@ -1,19 +1,22 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """scripts/experiment.py: small grids with the real Trainer on real text, and what is read from their numbers."""
 
+import itertools
 import json
 import lzma
 import math
 import re
+import shutil
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from filelock import FileLock
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import AutoModelForCausalLM
 
 from modeling_hc.data import stdlib_files
@@ -24,6 +27,7 @@ import experiment  # noqa: E402
 from experiment_report import (  # noqa: E402
     BASELINE,
     CLAIMS,
+    OPEN,
     Claim,
     Estimate,
     compare,
@@ -155,7 +159,11 @@ def test_an_undecayed_parameter_is_in_the_group_without_weight_decay(home, finis
     assert "beta_weight" in decays["undecayed"]
 
 
-def test_a_run_that_was_paused_ends_with_the_same_numbers(home, finished, capsys):
+def test_a_run_that_was_paused_ends_with_the_same_numbers_and_all_its_seconds(home, finished, capsys, monkeypatch):
+    """By a clock that ticks once at the start and once at the end of a step: 16 steps are 16 seconds."""
+    monkeypatch.setattr(
+        experiment, "time", SimpleNamespace(perf_counter=itertools.count().__next__, monotonic=time.monotonic)
+    )
     folders = {"results": "again", "work": "work-again"}
     calls = 0
     while not (home / "again" / "grid" / "dhc-4-s0.json").exists():
@@ -165,6 +173,7 @@ def test_a_run_that_was_paused_ends_with_the_same_numbers(home, finished, capsys
     again = json.loads((home / "again" / "grid" / "dhc-4-s0.json").read_text())
     assert again["losses"] == finished["dhc-4-s0"]["losses"]
     assert again["final"] == finished["dhc-4-s0"]["final"]
+    assert [point["seconds"] for point in again["evaluations"]] == [4, 8, 12, 16]
 
 
 def test_what_is_done_or_held_by_another_process_is_not_run(home, finished, monkeypatch):
@@ -195,7 +204,20 @@ def test_an_experiment_can_start_from_the_models_of_another_without_changing_the
         ({"training": {"learning_rat": 1}}, "'learning_rat' of .*did you mean 'learning_rate'"),
         ({"variants": {"a": {"modl": {}}}}, "'modl' is not a field of variant a .*did you mean 'model'"),
         ({"variants": {"a": {"model": {"num_stream": 2}}}}, "num_stream"),
-        ({"tokens": 100}, "tokens=100 .* are fewer than 4 steps"),
+        ({"tokens": 100}, "tokens=100 of .* are 0 steps .* fewer than its 4 evaluations"),
+        ({"tokens": "1e5"}, "'tokens': TypeError: Field 'tokens' expected int, got str"),
+        ({"batch_size": 0}, "batch_size=0 of .* has to be 1 or more"),
+        ({"final_blocks": 0}, "final_blocks=0 of .* has to be 1 or more"),
+        ({"block_size": 64, "tokens": 9999}, "block_size=64 of .* is more than its model's 32"),
+        ({"seeds": []}, "needs a variant and a seed"),
+        ({"seeds": [-1]}, "-1 cannot be a seed"),
+        ({"variants": []}, r"variants of .* names and values, and is \[\]"),
+        ({"variants": {"../a": {}}}, "'../a' of .* cannot name a variant"),
+        ({"variants": {"a": {"freeze": "(("}}}, r"freeze of variant a of .* is no pattern"),
+        ({"training": {"learning_rate": "1e-3"}}, "learning_rate='1e-3' of .* is not a number"),
+        ({"training": {"max_steps": 3}}, "'max_steps' under training of .* the experiment's own fields decide"),
+        ({"data": EXPERIMENT["data"] | {"validation": {"train": "x"}}}, "none may have the name 'train'"),
+        ({"data": EXPERIMENT["data"] | {"documents": 0}}, "documents=0 of .* has to be 1 or more"),
         ({"data": {"name": "x"}}, "missing .* 'train' and 'validation'"),
     ],
 )
@@ -203,6 +225,41 @@ def test_a_wrong_field_is_refused_by_name(home, change, message):
     (home / "wrong.yaml").write_text(yaml.safe_dump(EXPERIMENT | change))
     with pytest.raises(ValueError, match=message):
         load_experiment(home / "wrong.yaml")
+
+
+@pytest.mark.parametrize("field", ["freeze", "undecayed"])
+def test_a_pattern_that_matches_nothing_is_refused_before_the_first_run(home, finished, field, monkeypatch):
+    monkeypatch.setattr(experiment, "run_one", lambda *args: pytest.fail("a run was started"))
+    grid = load_experiment(home / "grid.yaml")
+    setattr(grid.variants["dhc-4"], field, "hc_alpha")
+    with pytest.raises(ValueError, match=f"{field}='hc_alpha' of variant dhc-4 matches no parameter"):
+        experiment.check_patterns(grid, grid.variants)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 12 * 4 * 32}, {"training": {"learning_rate": 1e-3}}])
+def test_a_changed_experiment_takes_neither_results_nor_checkpoints_of_the_old_one(home, finished, change):
+    (home / "changed").mkdir(exist_ok=True)
+    (home / "changed" / "grid.yaml").write_text(yaml.safe_dump(EXPERIMENT | change, sort_keys=False))
+    arguments = ["experiment.py", "run", str(home / "changed" / "grid.yaml"), "--work", str(home / "work")]
+    for results, named in ((home / "results", "residual-s0.json"), (home / "none", "made-from.json")):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(SystemExit, match=f"{named} is of a run with .*now has"),
+        ):
+            patch.setattr(sys, "argv", [*arguments, "--results", str(results), "--variants", "residual"])
+            experiment.main()
+
+
+def test_steps_are_timed_against_the_first_variant_whatever_is_asked_for(home, finished):
+    call(home, "--variants", "dhc-4", "--rounds", "2", action="time", results="timed")
+    record = json.loads((home / "timed" / "grid" / "step-time.json").read_text())
+    assert record["baseline"] == "residual" and record["steps"].keys() == {"residual", "dhc-4"}
+    assert record["steps"]["residual"]["ratio"] == 1 and record["steps"]["dhc-4"]["ratio"] > 0
+
+
+def test_models_that_are_not_there_are_told_before_they_are_evaluated(home, finished):
+    with pytest.raises(SystemExit, match=r"nowhere/grid holds no finished model.*--results"):
+        call(home, action="evaluate", work="nowhere")
 
 
 def test_text_that_is_missing_is_told_before_anything_is_made(home, tmp_path):
@@ -337,24 +394,43 @@ def test_a_repeated_pair_agrees_within_the_spread_of_seeds_only():
 
 def test_the_report_of_a_grid_is_drawn_from_its_files_alone(home, finished):
     template = home / "results" / "README.md.jinja"
-    template.write_text("{{ table('grid') }}\n{{ difference('grid', 'dhc-4').text('+.4f') }}\n")
+    template.write_text("{{ table('grid') }}\n")
     paths = write_report(home / "results")
     assert {path.name for path in paths} == {"losses.png", "README.md"}
     text = (home / "results" / "README.md").read_text()
     gap = finished["dhc-4-s0"]["final"]["held"]["loss"] - finished["residual-s0"]["final"]["held"]["loss"]
-    assert f"{gap:+.4f} (one seed)".replace("-", "−") in text  # noqa: RUF001
+    assert f"| {gap:+.3f} (one seed)".replace("-", "−") in text  # noqa: RUF001
     assert "| frozen |" in text and "difference, other" in text
+
+
+def test_a_report_needs_no_template_and_names_what_is_damaged(home, finished, tmp_path):
+    with pytest.raises(ValueError, match="holds no result"):
+        write_report(tmp_path)
+    shutil.copytree(home / "results" / "grid", tmp_path / "grid")
+    write_report(tmp_path)
+    assert re.search(r"# grid\n\n\| variant .*\n.*\n\| residual \|", (tmp_path / "README.md").read_text())
+    (tmp_path / "grid" / "dhc-4-s0.json").write_text('{"experiment": "grid",')
+    with pytest.raises(ValueError, match=r"grid/dhc-4-s0\.json is not whole"):
+        write_report(tmp_path)
 
 
 def test_the_committed_report_is_what_the_committed_numbers_give():
     folder = ROOT / "results"
-    environment = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     experiments = load_results(folder)
-    assert render(environment, folder, experiments).strip() == (folder / "README.md").read_text().strip()
-    for claim in CLAIMS:
-        assert claim.than is not None or measured(experiments, claim) is not None, claim.says
+    assert render(folder, experiments).strip() == (folder / "README.md").read_text().strip()
+    for claim in (*CLAIMS, *OPEN):
+        assert measured(experiments, claim) is not None, claim.says
+
+
+def test_the_committed_numbers_are_of_the_committed_experiments():
+    paths = [path for path in (ROOT / "results").glob("*/*-s*.json") if re.search(r"-s\d+$", path.stem)]
+    grids = {
+        name: load_experiment(ROOT / "configuration" / "experiments" / f"{name}.yaml")
+        for name in {path.parent.name for path in paths}
+    }
+    for path in paths:
+        experiment.check_same(grids[path.parent.name], path.stem.rpartition("-s")[0], path)
+    assert len(paths) > 100
 
 
 def test_the_readme_quotes_the_numbers_of_the_report():
