@@ -6,7 +6,7 @@
     python scripts/experiment.py evaluate configuration/experiments/llama-0.3m.yaml     HellaSwag and ARC by lm-eval
     python scripts/experiment.py time configuration/experiments/llama-0.3m.yaml         a step of each variant
     python scripts/experiment.py report                                                 all tables and figures
-    python scripts/experiment.py check configuration/experiments/llama-0.3m.yaml        a small part, run anew
+    python scripts/experiment.py check configuration/experiments/llama-0.1m.yaml        the smallest pair, once more
 
 `run` skips what is done, goes on with what was begun, and may be started several times at once: each takes the runs
 that no other one has. A run leaves its model in runs/experiments/EXPERIMENT/VARIANT-sSEED, and its numbers as
