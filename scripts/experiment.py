@@ -155,6 +155,8 @@ def check_patterns(experiment: Experiment, names: Iterable[str]) -> None:
     """
     for name in names:
         variant = experiment.variants[name]
+        if not (variant.freeze or variant.undecayed):
+            continue
         with torch.device("meta"):
             keys = [key for key, _ in AutoModelForCausalLM.from_config(experiment.config(name)).named_parameters()]
         for field in ("freeze", "undecayed"):
