@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test layouts faults fuzz lint format clean
+.PHONY: help env demo test reports layouts faults fuzz lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ $(SUITE): $(READY)
 
 test: $(READY) $(SUITE)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+reports: $(READY)  ## repeat what users do that once failed, with the stock model and with ours, and print a table
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m report --reports
 
 layouts: $(READY)  ## compare DDP, FSDP2, tensor parallelism and resumed runs with one process; long
 	$(BIN)/python tests/process_layouts.py

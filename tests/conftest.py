@@ -3,7 +3,8 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,44 @@ def _verbosity() -> Iterator[None]:
     before = transformers.logging.get_verbosity()
     yield
     transformers.logging.set_verbosity(before)
+
+
+@pytest.fixture
+def outcome(request: pytest.FixtureRequest) -> Callable[[Any, Any], None]:
+    """Notes what the stock model and ours did, for the table of `make reports`: `outcome(stock, ours)`."""
+
+    def note(stock: Any, ours: Any) -> None:
+        request.node.user_properties.append(("outcome", [str(stock), str(ours)]))
+
+    return note
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reports", action="store_true", help="end with a table of the tests marked `report`")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("report"):
+            item.user_properties.append(("report", list(mark.args)))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints `row | what people do | the stock model | ours | result`, a line for each test marked `report`."""
+    if not config.getoption("reports"):
+        return
+    lines = []
+    for result in ("passed", "failed", "skipped"):
+        for test in terminalreporter.stats.get(result, []):
+            properties = test.user_properties
+            reason = f": {test.longrepr[2].removeprefix('Skipped: ')}" if result == "skipped" else ""
+            outcomes = [value for name, value in properties if name == "outcome"] or [["", ""]]
+            for name, (row, what) in properties:
+                if name == "report":
+                    lines += [(row, what, *outcome, result + reason) for outcome in outcomes]
+    terminalreporter.section("reports")
+    for line in [("row", "what people do", "stock", "ours", "test"), ("---",) * 5, *sorted(lines)]:
+        terminalreporter.write_line("| " + " | ".join(map(str, line)) + " |")
 
 
 def pytest_configure(config: pytest.Config) -> None:
