@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Hyper-Connections for Hugging Face Transformers; importing it registers the models with the Auto classes."""
 
+import sys
+
 import transformers
 from transformers import AutoConfig
 
@@ -23,6 +25,7 @@ from .modeling_hc_mistral import (
 )
 from .modeling_hc_olmo import HCOlmoForCausalLM, HCOlmoForSequenceClassification, HCOlmoModel
 from .modeling_hc_olmoe import HCOlmoeForCausalLM, HCOlmoeModel
+from .optimization import parameter_groups
 
 __version__ = "0.1.0"
 
@@ -48,6 +51,7 @@ __all__ = [
     "HCOlmoeForCausalLM",
     "HCOlmoeModel",
     "StaticHyperConnection",
+    "parameter_groups",
 ]
 
 for _config, _module in (
@@ -64,3 +68,6 @@ for _config, _module in (
         _class = getattr(_module, _path.rpartition(".")[2])
         _class.register_for_auto_class(_auto_name)
         getattr(transformers, _auto_name).register(_config, _class, exist_ok=True)
+        # Pipelines, TRL and servers look architectures up in transformers. It has replaced its own module by now.
+        for _transformers in (transformers, sys.modules["transformers"]):
+            setattr(_transformers, _class.__name__, _class)

@@ -10,6 +10,8 @@ from transformers import LlamaConfig, MistralConfig, OlmoConfig, OlmoeConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .registration_hc import register_names, register_names_lazily
+
 
 @as_validated_field
 def _number_of_streams(value: int) -> None:
@@ -82,9 +84,22 @@ class HyperConnectionConfigMixin:
             near = [_ELSEWHERE[name]] if name in _ELSEWHERE else get_close_matches(name, known, cutoff=0.8)
             if near:
                 raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
-        kwargs["auto_map"] = dict(self.auto_classes)
+        kwargs["auto_map"] = self._auto_map(kwargs.get("auto_map") or {})
         self.validate_values()  # before upstream divides by some of them
         super().__post_init__(**kwargs)
+
+    def _auto_map(self, saved: dict[str, str]) -> dict[str, str]:
+        """Returns our classes by Auto class, but a user's own class where the checkpoint names one.
+
+        `repository--file.Class`, which upstream makes of `file.Class` on loading from the Hub, is ours again.
+        """
+        ours = set(self.auto_classes.values())
+        return self.auto_classes | {k: v for k, v in saved.items() if str(v).rpartition("--")[2] not in ours}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Upstream's. PEFT reads the dictionary just before it looks its `model_type` up."""
+        register_names_lazily(type(self))
+        return super().to_dict()
 
     def validate_values(self) -> None:
         """Checks the parent's fields, of which upstream checks few: no model, or a model of NaN, would come of some.
@@ -219,3 +234,7 @@ class HCOlmoeConfig(HyperConnectionConfigMixin, OlmoeConfig):
     model_type = "hc_olmoe"
     parent_model_type = "olmoe"
     auto_classes = _auto_classes("modeling_hc_olmoe", "HCOlmoe", "ForCausalLM")
+
+
+for _config_class in (HCLlamaConfig, HCMistralConfig, HCOlmoConfig, HCOlmoeConfig):
+    register_names(_config_class)

@@ -2,7 +2,8 @@
 """The one rule that picks how an operation is computed.
 
 Streams on a GPU get the kernels of triton_hc, where these can serve them. Else compilers get the reference, which
-they fuse, and eager mode gets the hand-written backward passes. The environment variable MODELING_HC_KERNELS, read
+they fuse, and eager mode gets the hand-written backward passes. Tracers and the transforms of torch.func get the
+reference everywhere. The environment variable MODELING_HC_KERNELS, read
 when this file is loaded, overrides the rule:
 
     auto        the rule (default)
@@ -46,16 +47,27 @@ except ImportError:
 Operation = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]
 
 
+def transforms() -> bool:
+    """Returns whether a tracer or a transform of torch.func runs, which can look into torch's own operations only."""
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def needs_reference() -> bool:
+    """Returns whether what runs the operations differentiates, vectorises or saves for the backward pass itself."""
+    return torch.compiler.is_compiling() or transforms()
+
+
 def fuses(streams: Tensor) -> bool:
     """Returns whether the kernels compute what follows on these streams."""
-    return KERNELS == "triton" or (KERNELS == "auto" and streams.is_cuda and refusal(streams) is None)
+    if KERNELS == "triton":
+        return True
+    return KERNELS == "auto" and streams.is_cuda and not transforms() and refusal(streams) is None
 
 
 def _unfused(reference: Operation, by_hand: Operation) -> Operation:
     @wraps(reference)
     def operation(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        compiling = torch.compiler.is_compiling()
-        return (reference if compiling or KERNELS == "reference" else by_hand)(*args, **kwargs)
+        return (reference if needs_reference() or KERNELS == "reference" else by_hand)(*args, **kwargs)
 
     return operation
 

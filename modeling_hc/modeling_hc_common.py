@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """What all hyper-connected families share: the decoder layer and the model mixin.
 
-A family is the upstream transformers model whose decoder layers are hyper-connected, and nothing else. The first layer
-opens the streams and the last one closes them, so upstream's model `forward`, norms, caches and state-dict keys stay
-upstream's.
+A family is the upstream transformers model whose decoder layers are hyper-connected, and nothing else. The layer that
+reads the embeddings opens the streams and the final norm closes them, so upstream's model `forward`, caches and
+state-dict keys stay upstream's.
 
     residual layer              hyper-connected layer
     h = h + attn(norm(h))       H, x, alpha, beta = attn_hc(H);   y = attn(norm(x))
@@ -20,17 +20,19 @@ from contextlib import nullcontext
 from functools import wraps
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, initialization
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
-from .dispatch_hc import depth_connection
+from .dispatch_hc import depth_connection, needs_reference
 from .functional_hc import close_streams, open_streams
 from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
 from .model_card_hc import write_model_card
@@ -65,40 +67,70 @@ class HCDecoderLayerMixin:
         """Runs attention and MLP, each in its hyper-connection.
 
         Args:
-            hidden_states: the streams `[B, S, N, D]`; in the first layer the embeddings `[B, S, D]`.
+            hidden_states: the streams `[B, S, N, D]`, or the embeddings `[B, S, D]`, of which each stream is a copy.
             **kwargs: what upstream's model passes to a layer, for the attention.
 
         Returns:
-            The new streams `[B, S, N, D]`; from the last layer their reduction `[B, S, D]`.
+            The new streams `[B, S, N, D]`.
         """
-        streams = open_streams(hidden_states, self.config.num_streams) if self.layer_idx == 0 else hidden_states
+        opened = hidden_states.dim() == 4
+        streams = hidden_states if opened else open_streams(hidden_states, self.config.num_streams)
 
         streams, block_input, alpha, beta = self.attn_hc(streams)
         block_output, _ = self.self_attn(hidden_states=normalize(self.input_layernorm, block_input), **kwargs)
         streams, block_input, alpha, beta = self.mlp_hc(streams, block_output, alpha, beta)
         block_output = self.mlp(normalize(self.post_attention_layernorm, block_input))
-        streams = depth_connection(streams, block_output, alpha, beta)
+        return depth_connection(streams, block_output, alpha, beta)
 
-        # Asked at every call: early-exit drafting in `generate` lowers num_hidden_layers for a while.
-        if self.layer_idx == self.config.num_hidden_layers - 1:
-            return close_streams(streams, self.config.stream_reduction)
-        return streams
+
+class HCFinalNormMixin:
+    """Makes an upstream norm read the sum or mean of the streams (Algorithm 1).
+
+    It stands behind whatever layers a model has left: some may be pruned, repeated, or skipped by an early exit. In a
+    logit lens, `lm_head(norm(streams))` is right at every layer.
+    """
+
+    config: PreTrainedConfig
+    kernel_condition = staticmethod(lambda norm: False)
+    """Keeps out kernels of the Hub, which would replace this `forward` and read each stream by itself."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalises streams `[B, S, N, D]` or a hidden state `[B, S, D]`. Returns `[B, S, D]`."""
+        if hidden_states.dim() == 4:
+            hidden_states = close_streams(hidden_states, self.config.stream_reduction)
+        return super().forward(hidden_states)
 
 
 def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
-    """Calls a block's norm so that backward keeps its input only, and computes what lies between once more.
+    """Calls a block's norm, which is recomputed in the backward pass: only its input is saved.
 
-    The streams are what a hyper-connected model keeps besides; this gives a part of that back, for little time.
+    This offsets part of the memory that the streams cost, at little extra time.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or needs_reference():
         return norm(block_input)
-    return checkpoint(norm, block_input, use_reentrant=False, preserve_rng_state=False)
+    parameters = dict(norm.named_parameters())
+
+    def run(block_input: Tensor) -> Tensor:
+        # `torch.func.functional_call` gives the module other parameters for the forward pass only.
+        if all(now is then for now, then in zip(norm.parameters(), parameters.values(), strict=True)):
+            return norm(block_input)
+        return functional_call(norm, parameters, block_input)
+
+    return checkpoint(run, block_input, use_reentrant=False, preserve_rng_state=False)
 
 
 class HCPreTrainedModelMixin:
     """What a hyper-connected `PreTrainedModel` adds to its parent: dtype, initial values, the model card."""
 
     _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
+    decoder_class: ClassVar[type[PreTrainedModel]]
+    """The family's model without a head."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        # Upstream's heads build their decoder with AutoModel. In a shared folder, the configuration is of a class that
+        # no file of ours can import.
+        AutoModel.register(type(config), self.decoder_class, exist_ok=True)
+        super().__init__(config)
 
     @classmethod
     def from_pretrained(
@@ -121,6 +153,9 @@ class HCPreTrainedModelMixin:
             OSError: there are no weights in safetensors files, or they are damaged.
             RuntimeError: a tensor has another shape than the configuration asks for.
         """
+        if (own_class := cls._class_of_checkpoint(pretrained_model_name_or_path, **kwargs)) is not None:
+            options = {"output_loading_info": output_loading_info, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+            return own_class.from_pretrained(pretrained_model_name_or_path, *args, **options, **kwargs)
         where = f"{pretrained_model_name_or_path} does not fit {cls.__name__}:"
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
@@ -134,28 +169,26 @@ class HCPreTrainedModelMixin:
                 **kwargs | {"use_safetensors": True},
             )
         except (OSError, SafetensorError) as error:
-            if "safetensors" not in str(error) and isinstance(error, OSError):
+            damaged = _damaged_file(folder)
+            if damaged is None and any(folder.glob("*.safetensors")):
                 raise
             raise OSError(
-                f"The weights of {_damaged_file(folder) or pretrained_model_name_or_path} cannot be read: "
+                f"The weights of {damaged or pretrained_model_name_or_path} cannot be read: "
                 f"{str(error).rstrip('.')}. Weights are read from safetensors files only, because pickles such as "
                 "pytorch_model.bin can run code. Download or copy the checkpoint again, or, if it has other files, "
                 "ask for one that save_pretrained wrote."
             ) from error
         except RuntimeError as error:
-            if "conversion of the weights" not in str(error):
-                raise
-            raise RuntimeError(
-                f"{where} the weights of its experts cannot be joined, because one has another shape or dtype than "
-                "the rest. Download or save it again."
-            ) from error
+            raise RuntimeError(f"{where} {' '.join(str(error).split())}") from error
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
             key, found, expected = min(info["mismatched_keys"])
             raise RuntimeError(
                 f"{where} {key} has shape {list(found)}, and the configuration asks for {list(expected)}. Load it "
                 "with the fields of its own config.json, or start such tensors anew with ignore_mismatched_sizes=True."
             )
-        dropped = sorted(key for key in info["unexpected_keys"] if "_hc." in key)
+        # The connections of layers that the model does not have are left out with their layers.
+        modules = dict(model.named_modules())
+        dropped = sorted(k for k in info["unexpected_keys"] if "_hc." in k and k.rpartition(".")[0] in modules)
         if dropped and any("_hc." in key for key in model.state_dict().keys() - set(info["missing_keys"])):
             raise ValueError(
                 f"{where} it has {dropped[0]}, for which connection={model.config.connection!r} has no place. Load it "
@@ -171,6 +204,29 @@ class HCPreTrainedModelMixin:
         if lost and lost != network:  # all of it, where another name of the network asks for that, as upstream's do
             raise ValueError(f"{where} it lacks {min(lost)}. Download or save it again.")
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _class_of_checkpoint(cls, name: str | PathLike, **kwargs: Any) -> type[PreTrainedModel] | None:
+        """Returns the user's class whose code a checkpoint brings for the Auto class that asks, or None.
+
+        Upstream prefers the class that is registered for the configuration, ours, unless it is transformers' own.
+        """
+        auto_map = getattr(kwargs.get("config"), "auto_map", None) or {}
+        for auto_class, ours in cls.config_class.auto_classes.items():
+            theirs = auto_map.get(auto_class, ours)
+            if ours.endswith(f".{cls.__name__}") and theirs != ours and kwargs.get("trust_remote_code"):
+                return get_class_from_dynamic_module(theirs, name, **kwargs)
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of the hyper-connections' parameters that do not decay, for optimizers that ask for them.
+
+        They are the static coefficients (the paper's rule) and the norms' weights. Of the rest of the model, biases
+        and norms do not decay either: see `modeling_hc.parameter_groups`.
+
+        Source: Section 4 ("Implementation") of arXiv 2409.19606.
+        """
+        return {name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|norm)$", name)}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Upstream's, told that this is no custom code, which it does not trust to spare what is loaded already.
@@ -318,6 +374,7 @@ class HCModelMixin:
         if (head_dim := self.layers[0].self_attn.head_dim) % 2:
             raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads) must be even, for RoPE.")
         self.norm = norm
+        self.norm.config = config
         self.rotary_emb = rotary_emb
         self.gradient_checkpointing = False
         self.recomputed_sites = 1  # see recompute_streams
@@ -347,7 +404,7 @@ def hyper_connected(forward: Callable) -> Callable:
     def wrapper(self, *args: Any, **kwargs: Any) -> Any:
         whole_layers = self.gradient_checkpointing and self.training
         recompute = self.recomputed_sites > 1 and torch.is_grad_enabled() and not whole_layers
-        recompute = recompute and not torch.compiler.is_compiling()
+        recompute = recompute and not needs_reference()
         with StreamRecompute(self.recomputed_sites, depth_connection) if recompute else nullcontext():
             outputs = forward(self, *args, return_dict=True, **kwargs)
         if outputs.hidden_states is not None:

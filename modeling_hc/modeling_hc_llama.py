@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Llama with hyper-connections: only what differs from `transformers.models.llama`."""
 
-from transformers import AutoModel
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaForCausalLM,
@@ -17,6 +16,7 @@ from transformers.models.llama.modeling_llama import (
 from .configuration_hc import HCLlamaConfig
 from .modeling_hc_common import (
     HCDecoderLayerMixin,
+    HCFinalNormMixin,
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
@@ -28,6 +28,10 @@ class HCLlamaDecoderLayer(HCDecoderLayerMixin, LlamaDecoderLayer):
     """A Llama layer whose attention and MLP are hyper-connected."""
 
 
+class HCLlamaFinalRMSNorm(HCFinalNormMixin, LlamaRMSNorm):
+    """The last norm, which closes the streams."""
+
+
 class HCLlamaPreTrainedModel(HCPreTrainedModelMixin, LlamaPreTrainedModel):
     config: HCLlamaConfig
     _no_split_modules = ["HCLlamaDecoderLayer"]
@@ -37,7 +41,7 @@ class HCLlamaModel(HCModelMixin, HCLlamaPreTrainedModel, LlamaModel):
     """`LlamaModel` with hyper-connected layers."""
 
     def __init__(self, config: HCLlamaConfig) -> None:
-        norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        norm = HCLlamaFinalRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         super().__init__(config, HCLlamaDecoderLayer, norm, LlamaRotaryEmbedding(config))
 
     forward = hyper_connected(LlamaModel.forward)
@@ -62,5 +66,4 @@ class HCLlamaForQuestionAnswering(HCLlamaPreTrainedModel, LlamaForQuestionAnswer
     """`LlamaForQuestionAnswering` with hyper-connected layers."""
 
 
-# The heads build their base model through AutoModel, also where this file was loaded from a shared folder.
-AutoModel.register(HCLlamaConfig, HCLlamaModel, exist_ok=True)
+HCLlamaPreTrainedModel.decoder_class = HCLlamaModel

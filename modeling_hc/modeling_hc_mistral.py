@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Mistral with hyper-connections: only what differs from `transformers.models.mistral`."""
 
-from transformers import AutoModel
 from transformers.models.mistral.modeling_mistral import (
     MistralDecoderLayer,
     MistralForCausalLM,
@@ -17,6 +16,7 @@ from transformers.models.mistral.modeling_mistral import (
 from .configuration_hc import HCMistralConfig
 from .modeling_hc_common import (
     HCDecoderLayerMixin,
+    HCFinalNormMixin,
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
@@ -28,6 +28,10 @@ class HCMistralDecoderLayer(HCDecoderLayerMixin, MistralDecoderLayer):
     """A Mistral layer whose attention and MLP are hyper-connected."""
 
 
+class HCMistralFinalRMSNorm(HCFinalNormMixin, MistralRMSNorm):
+    """The last norm, which closes the streams."""
+
+
 class HCMistralPreTrainedModel(HCPreTrainedModelMixin, MistralPreTrainedModel):
     config: HCMistralConfig
     _no_split_modules = ["HCMistralDecoderLayer"]
@@ -37,7 +41,7 @@ class HCMistralModel(HCModelMixin, HCMistralPreTrainedModel, MistralModel):
     """`MistralModel` with hyper-connected layers."""
 
     def __init__(self, config: HCMistralConfig) -> None:
-        norm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        norm = HCMistralFinalRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         super().__init__(config, HCMistralDecoderLayer, norm, MistralRotaryEmbedding(config))
 
     forward = hyper_connected(MistralModel.forward)
@@ -62,5 +66,4 @@ class HCMistralForQuestionAnswering(HCMistralPreTrainedModel, MistralForQuestion
     """`MistralForQuestionAnswering` with hyper-connected layers."""
 
 
-# The heads build their base model through AutoModel, also where this file was loaded from a shared folder.
-AutoModel.register(HCMistralConfig, HCMistralModel, exist_ok=True)
+HCMistralPreTrainedModel.decoder_class = HCMistralModel

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """OLMo with hyper-connections: only what differs from `transformers.models.olmo`."""
 
-from transformers import AutoModel
 from transformers.models.olmo.modeling_olmo import (
     OlmoDecoderLayer,
     OlmoForCausalLM,
@@ -15,6 +14,7 @@ from transformers.models.olmo.modeling_olmo import (
 from .configuration_hc import HCOlmoConfig
 from .modeling_hc_common import (
     HCDecoderLayerMixin,
+    HCFinalNormMixin,
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
@@ -30,6 +30,10 @@ class HCOlmoDecoderLayer(HCDecoderLayerMixin, OlmoDecoderLayer):
         return {"eps": 1e-5, "centered": True, "affine": False}
 
 
+class HCOlmoFinalLayerNorm(HCFinalNormMixin, OlmoLayerNorm):
+    """The last norm, which closes the streams."""
+
+
 class HCOlmoPreTrainedModel(HCPreTrainedModelMixin, OlmoPreTrainedModel):
     config: HCOlmoConfig
     _no_split_modules = ["HCOlmoDecoderLayer"]
@@ -39,7 +43,7 @@ class HCOlmoModel(HCModelMixin, HCOlmoPreTrainedModel, OlmoModel):
     """`OlmoModel` with hyper-connected layers."""
 
     def __init__(self, config: HCOlmoConfig) -> None:
-        norm = OlmoLayerNorm(config.hidden_size)
+        norm = HCOlmoFinalLayerNorm(config.hidden_size)
         super().__init__(config, HCOlmoDecoderLayer, norm, OlmoRotaryEmbedding(config))
 
     forward = hyper_connected(OlmoModel.forward)
@@ -56,5 +60,4 @@ class HCOlmoForSequenceClassification(HCOlmoPreTrainedModel, OlmoForSequenceClas
     """`OlmoForSequenceClassification` with hyper-connected layers."""
 
 
-# The heads build their base model through AutoModel, also where this file was loaded from a shared folder.
-AutoModel.register(HCOlmoConfig, HCOlmoModel, exist_ok=True)
+HCOlmoPreTrainedModel.decoder_class = HCOlmoModel

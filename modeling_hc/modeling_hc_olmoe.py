@@ -4,7 +4,6 @@
 from typing import Any
 
 from torch import nn
-from transformers import AutoModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.olmoe.modeling_olmoe import (
     OlmoeDecoderLayer,
@@ -18,6 +17,7 @@ from transformers.models.olmoe.modeling_olmoe import (
 from .configuration_hc import HCOlmoeConfig
 from .modeling_hc_common import (
     HCDecoderLayerMixin,
+    HCFinalNormMixin,
     HCForCausalLMMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
@@ -27,6 +27,10 @@ from .modeling_hc_common import (
 
 class HCOlmoeDecoderLayer(HCDecoderLayerMixin, OlmoeDecoderLayer):
     """An OLMoE layer whose attention and mixture of experts are hyper-connected."""
+
+
+class HCOlmoeFinalRMSNorm(HCFinalNormMixin, OlmoeRMSNorm):
+    """The last norm, which closes the streams."""
 
 
 class HCOlmoePreTrainedModel(HCPreTrainedModelMixin, OlmoePreTrainedModel):
@@ -46,7 +50,7 @@ class HCOlmoeModel(HCModelMixin, HCOlmoePreTrainedModel, OlmoeModel):
     """`OlmoeModel` with hyper-connected layers."""
 
     def __init__(self, config: HCOlmoeConfig) -> None:
-        norm = OlmoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        norm = HCOlmoeFinalRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         super().__init__(config, HCOlmoeDecoderLayer, norm, OlmoeRotaryEmbedding(config))
 
     forward = hyper_connected(OlmoeModel.forward)
@@ -66,6 +70,6 @@ class HCOlmoeForCausalLM(HCForCausalLMMixin, HCOlmoePreTrainedModel, OlmoeForCau
         return super().prepare_inputs_for_generation(*args, **kwargs) | {"output_router_logits": False}
 
 
-AutoModel.register(HCOlmoeConfig, HCOlmoeModel, exist_ok=True)
+HCOlmoePreTrainedModel.decoder_class = HCOlmoeModel
 # Checkpoints hold each expert apart, models all experts stacked; upstream finds the conversion by model type.
 register_checkpoint_conversion_mapping("hc_olmoe", get_checkpoint_conversion_mapping("olmoe"), overwrite=True)

@@ -670,7 +670,8 @@ class _Site(Function):
 
 
 # A shared model brings its own copy of this file, which must have operators of its own.
-NAMESPACE = re.sub(r"\W", "_", __name__)
+# Its module is named after the model's folder; operators have ASCII names.
+NAMESPACE = re.sub(r"\W", lambda character: f"_{ord(character[0]):x}", __name__, flags=re.ASCII)
 
 
 def _forward_results(

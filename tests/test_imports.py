@@ -20,7 +20,8 @@ ARROWS = {
     "dispatch_hc": {"torch", "functional_hc", "autograd_hc", "recompute_hc", "triton_hc"},
     "recompute_hc": {"torch"},
     "hyper_connections": {"torch", "dispatch_hc"},
-    "configuration_hc": {"transformers", "huggingface_hub"},
+    "registration_hc": {"transformers"},
+    "configuration_hc": {"transformers", "huggingface_hub", "registration_hc"},
     "model_card_hc": {"transformers", "huggingface_hub", "hyper_connections"},
     "modeling_hc_common": {
         *("torch", "transformers", "huggingface_hub", "safetensors"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from ..functional_hc import close_streams
 from .connections import unfold
 
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -62,6 +63,7 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
         ValueError: the model is neither.
     """
     hyper_connected = is_hyper_connected(model)
+    reduction = model.config.stream_reduction if hyper_connected else "sum"
     decoder = model.base_model
     blocks: list[tuple[Tensor, ...]] = []
     outputs: list[Tensor] = []
@@ -81,8 +83,11 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
     def keep_output(module: nn.Module, args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
         outputs.extend(_keep(output[0] if isinstance(output, tuple) else output))
 
+    def keep_final(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        final.extend(_keep(close_streams(args[0], reduction) if hyper_connected else args[0]))
+
     after = [(decoder.embed_tokens, keep_output)]
-    before = [(decoder.norm, lambda module, args: final.extend(_keep(args[0])))]
+    before = [(decoder.norm, keep_final)]
     for layer in decoder.layers:
         after += [(layer.self_attn, keep_output), (layer.mlp, keep_output)]
         if hyper_connected:
@@ -92,7 +97,6 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
     with hooked(after, before):
         decoder(input_ids=input_ids.to(decoder.embed_tokens.weight.device), use_cache=False)
     streams, block_inputs, alpha, beta = map(torch.stack, zip(*blocks, strict=True))
-    reduction = model.config.stream_reduction if hyper_connected else "sum"
     return Recording(streams, block_inputs, alpha, beta, torch.stack(outputs), final[0], reduction)
 
 

@@ -1,0 +1,54 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""Enters our models into the tables in which libraries look up a model type or a class name.
+
+Many decisions are made by name: the Trainer shifts labels for the classes in transformers' list of causal models,
+AutoTokenizer picks a tokenizer class by model type, PEFT picks default target modules by model type. A model that is
+missing there gets another treatment than its residual parent, often without an error. Here it gets its parent's entry.
+"""
+
+import sys
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoTokenizer
+from transformers.models.auto import modeling_auto, tokenization_auto
+
+# Modules with tables by model type, which may be imported later than this file, or never.
+_LAZY_MODULES = (
+    "transformers.conversion_mapping",
+    "peft.utils.constants",
+    "peft.utils.transformers_weight_conversion",
+    "peft.tuners.adaption_prompt.config",
+    "liger_kernel.transformers.monkey_patch",
+)
+
+
+def register_names(config_class: Any) -> None:
+    """Enters a family into the tables of transformers' Auto classes.
+
+    Args:
+        config_class: has `model_type`, `parent_model_type` and `auto_classes`.
+    """
+    model_type, parent_model_type = config_class.model_type, config_class.parent_model_type
+    auto_classes = {name: path for name, path in config_class.auto_classes.items() if name != "AutoConfig"}
+    class_names = {path.rpartition(".")[2] for path in auto_classes.values()}
+    for name, table in vars(modeling_auto).items():
+        if name.endswith("_MAPPING_NAMES") and f"HC{table.get(parent_model_type)}" in class_names:
+            table[model_type] = f"HC{table[parent_model_type]}"
+    tokenizer = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(parent_model_type)
+    if tokenizer is not None:
+        tokenization_auto.TOKENIZER_MAPPING_NAMES[model_type] = tokenizer
+    tokenizer_class = tokenization_auto.TOKENIZER_MAPPING.get(CONFIG_MAPPING[parent_model_type], None)
+    if tokenizer_class is not None:
+        AutoTokenizer.register(config_class, tokenizer_class, exist_ok=True)
+
+
+def register_names_lazily(config_class: Any) -> None:
+    """Enters a family into the tables of modules that may have been imported since.
+
+    Args:
+        config_class: see `register_names`.
+    """
+    for module in filter(None, map(sys.modules.get, _LAZY_MODULES)):
+        for table in list(vars(module).values()):
+            if isinstance(table, dict) and config_class.parent_model_type in table:
+                table.setdefault(config_class.model_type, table[config_class.parent_model_type])
