@@ -16,10 +16,25 @@ not say what holds for the two gates, which decay here like the rest of the dyna
 (`norm`), which does not, like every other norm.
 """
 
+import sys
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .dispatch_hc import boundary, dynamic_boundary
+
+logger = logging.get_logger(__name__)
+
+
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.itemsize < 4
+
+
+def _deepspeed_runs() -> bool:
+    comm = sys.modules.get("deepspeed.comm")
+    return comm is not None and comm.is_initialized()
 
 
 class StaticHyperConnection(nn.Module):
@@ -54,6 +69,31 @@ class StaticHyperConnection(nn.Module):
             "beta_bias": torch.ones(self.num_streams, dtype=torch.float32),
         }
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """nn.Module's, which is behind `to`, `half`, `cuda` and the like; parameters are fp32 or wider after it.
+
+        What cast them by other means is mended, too: who trains moves a model to its device before wrapping it.
+        """
+        if _deepspeed_runs():  # which has one dtype for all parameters, and would compute everything in fp32
+            return super()._apply(fn, recurse)
+
+        def keep(tensor: Tensor) -> Tensor:
+            wide = tensor.float() if _is_narrow(tensor) else tensor
+            applied = fn(wide)
+            return wide.to(applied.device) if _is_narrow(applied) else applied
+
+        return super()._apply(keep, recurse)
+
+    def _warn_if_narrow(self) -> None:
+        """Says it where something trains parameters in a lower precision in spite of `_apply`."""
+        if self.training and not torch.compiler.is_compiling() and _is_narrow(self.alpha_bias):
+            logger.warning_once(
+                f"Hyper-connections are trained in {self.alpha_bias.dtype}, which rounds their small steps away. Keep "
+                "their parameters in fp32: under FSDP2 with model.shard_connections(), under DeepSpeed with "
+                "torch_autocast in the place of bf16 and fp16, elsewhere by calling float() on each of these modules "
+                "before training."
+            )
+
     def forward(self, streams: Tensor, *unwritten: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reads the block's input.
 
@@ -66,6 +106,7 @@ class StaticHyperConnection(nn.Module):
             The streams that this block reads `[B, S, N, D]`, its input `[B, S, D]`, alpha `[..., N, 1+N]` and beta
             `[..., N]`; the leading axes are `B, S` in a dynamic connection and none in a static one.
         """
+        self._warn_if_narrow()
         streams, block_input = boundary(streams, unwritten, self.alpha_bias)
         return streams, block_input, self.alpha_bias, self.beta_bias
 
@@ -119,6 +160,7 @@ class DynamicHyperConnection(StaticHyperConnection):
 
     def forward(self, streams: Tensor, *unwritten: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `StaticHyperConnection.forward`; alpha and beta are fp32 or wider."""
+        self._warn_if_narrow()
         return dynamic_boundary(
             streams,
             unwritten,

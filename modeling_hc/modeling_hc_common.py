@@ -242,14 +242,16 @@ class HCPreTrainedModelMixin:
         if isinstance(module, StaticHyperConnection):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
-        elif isinstance(module, HCDecoderLayerMixin):
+        elif module._parameters:
             self._rescale_outputs(module)
 
-    def _rescale_outputs(self, layer: HCDecoderLayerMixin) -> None:
+    def _rescale_outputs(self, module: nn.Module) -> None:
+        """Rescales the output projections among a module's own parameters: under ZeRO-3, it has no others here."""
         exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
-        for projection in self._output_projections(layer):
-            if not getattr(projection, "_is_hf_initialized", False):
-                projection.mul_(self.config.num_streams**exponent)
+        projections = {id(weight) for layer in self.base_model.layers for weight in self._output_projections(layer)}
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in projections and not getattr(parameter, "_is_hf_initialized", False):
+                parameter.mul_(self.config.num_streams**exponent)
 
     def _output_projections(self, layer: HCDecoderLayerMixin) -> list[nn.Parameter]:
         """Returns the weights that write to the streams: of the attention and of the MLP."""

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from modeling_hc.analysis import block_names
 from modeling_hc.health import stream_magnitudes
+from modeling_hc.hyper_connections import StaticHyperConnection
 
 logger = logging.get_logger(__name__)
 
@@ -82,13 +83,23 @@ class SafeTrainer(Trainer):
         *args, **kwargs: see `transformers.Trainer`.
 
     Raises:
-        ValueError: steps are to be skipped under DeepSpeed, which takes them inside its engine.
+        ValueError: under DeepSpeed, steps are to be skipped, which it takes inside its engine, or it is to cast the
+            parameters of hyper-connections.
     """
 
     def __init__(self, *args: Any, on_nonfinite: str = "stop", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if on_nonfinite == "skip" and self.is_deepspeed_enabled:
             raise ValueError("on_nonfinite=skip cannot be kept under DeepSpeed, which steps by itself; use stop.")
+        if self.is_deepspeed_enabled and any(isinstance(m, StaticHyperConnection) for m in self.model.modules()):
+            config = self.accelerator.state.deepspeed_plugin.hf_ds_config
+            for precision in ("bf16", "fp16"):
+                if config.is_true(f"{precision}.enabled"):
+                    raise ValueError(
+                        f"{precision}=true would have DeepSpeed cast the hyper-connections, too, whose parameters are "
+                        f"fp32. Give --{precision} false, and a DeepSpeed configuration with torch_autocast, such as "
+                        "configuration/accelerate/zero2.yaml."
+                    )
         self.on_nonfinite = on_nonfinite
         self.skipped_in_a_row = 0
         self.losses: list[Tensor] = []

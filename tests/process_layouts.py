@@ -5,8 +5,9 @@
 
 Every run is scripts/train.py in the environment that `accelerate launch` makes of a file in configuration/accelerate.
 The processes are forked from this one, which has imported everything, and talk through gloo. accelerate refuses FSDP
-and tensor parallelism on CPUs, so it is told that the processes belong to GPUs; all else is real. Exits with 1 where a
-curve differs by more than 1e-5, a coefficient is not fp32, or a resumed stream sees other samples.
+and tensor parallelism on CPUs, so it is told that the processes belong to GPUs; all else is real. DeepSpeed is tried
+where it is installed. Exits with 1 where a curve differs by more than 1e-5, a coefficient is not fp32, or a resumed
+stream sees other samples.
 """
 
 import argparse
@@ -26,9 +27,10 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.multiprocessing import start_processes
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Trainer, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_available
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -49,16 +51,23 @@ SIZES = {
 }
 EXPERTS = {"llama": {}, "olmoe": {"num_experts": 4, "num_experts_per_tok": 2}}
 GLOBAL_BATCH = 8
+ZERO = ["zero2", "zero3"] if is_deepspeed_available() else []
+ON_CPUS = {"use_cpu": False, "ddp_backend": "gloo"}  # for DeepSpeed: accelerate leaves it out under use_cpu
 
 
 def environment(recipe: str | None, processes: int) -> dict[str, str]:
     """Returns what `accelerate launch --config_file configuration/accelerate/RECIPE.yaml` adds to the environment."""
     if recipe is None:
         return {}
-    file = str(ROOT / "configuration/accelerate" / f"{recipe}.yaml")
+    file = str(ROOT / "configuration/accelerate" / f"{recipe}.yaml")  # or of another folder, if it names one
     flags = ["--config_file", file, "--num_processes", str(processes), "--main_process_port", "0", "train.py"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(flags))
-    made = prepare_multi_gpu_env(args)
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(flags))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, made = prepare_deepspeed_cmd_env(args)
+        made["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(ROOT / args.deepspeed_config_file)
+    else:
+        made = prepare_multi_gpu_env(args)
     made = {name: value for name, value in made.items() if os.environ.get(name) != value}
     return made | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(args.main_process_port)}
 
@@ -86,7 +95,7 @@ def _process(
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         start_state(self, *args, **kwargs)
 
-    if recipe not in (None, "multi-cpu"):
+    if recipe not in (None, "multi-cpu") and "ACCELERATE_USE_DEEPSPEED" not in made:
         AcceleratorState.__init__ = claim_gpus
     function(*args)
 
@@ -112,12 +121,14 @@ def run_script_and_record(folder: Path, fields: dict[str, Any], samples: Path) -
 
 
 def run_script_and_look(folder: Path, fields: dict[str, Any], start_folder: Path, report: Path) -> None:
-    """scripts/train.py, which also leaves what the first forward pass computed with."""
+    """scripts/train.py, which also leaves what the first forward pass in training computed with."""
     found: dict[str, Any] = {}
     stored = AutoModelForCausalLM.from_pretrained(start_folder).named_modules()
     expected = iter([(name, module) for name, module in stored if isinstance(module, StaticHyperConnection)])
 
     def look(module: torch.nn.Module, inputs: tuple, outputs: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
         if isinstance(module, StaticHyperConnection) and (at_first := next(expected, None)):
             name, connection = at_first
             pairs = zip(module.parameters(), connection.parameters(), strict=True)
@@ -127,18 +138,52 @@ def run_script_and_look(folder: Path, fields: dict[str, Any], start_folder: Path
                 "streams": str(outputs[0].dtype),
             }
         elif isinstance(module, torch.nn.Linear):
-            found["linear"] = str(module.weight.dtype)
+            found.setdefault("linear", str(outputs.dtype))
 
     torch.nn.modules.module.register_module_forward_hook(look)
     run_script(folder, fields)
     Path(f"{report}.{os.environ.get('RANK', 0)}").write_text(json.dumps(found))
 
 
+def make_and_describe(family: str, connection: str, report: Path) -> None:
+    """Makes an untrained model, and leaves what distinguishes its values, beside the residual model's."""
+    arguments = TrainingArguments("unused", ddp_backend="gloo")  # with it, DeepSpeed starts
+    from deepspeed import zero
+
+    found = {}
+    for name, config in (("ours", tiny(family, connection)), ("stock", tiny(family))):
+        set_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        with zero.GatheredParameters(list(model.parameters())):
+            layers = model.model.layers
+            read, written = (
+                torch.stack([getattr(layer.self_attn, projection).weight for layer in layers]).std().item()
+                for projection in ("q_proj", "o_proj")
+            )
+            found[name] = {
+                "std": written / read,
+                "initial": all(
+                    torch.equal(module.get_parameter(key), value)
+                    for module in model.modules()
+                    if isinstance(module, StaticHyperConnection)
+                    for key, value in module.initial_values().items()
+                ),
+            }
+    if arguments.process_index == 0:
+        report.write_text(json.dumps(found))
+
+
+def tiny(family: str, connection: str | None = None) -> PreTrainedConfig:
+    """Returns the configuration of a tiny model, a residual one without `connection`."""
+    hyper = {"connection": connection} if connection else {}
+    name = f"hc_{family}" if connection else family
+    return AutoConfig.for_model(name, **SIZES, **EXPERTS[family], **hyper, pad_token_id=1)
+
+
 def make_start(folder: Path, family: str, connection: str) -> None:
     """Saves an untrained model whose hyper-connections have moved from their initial values, as after training."""
     set_seed(0)
-    config = AutoConfig.for_model(f"hc_{family}", **SIZES, **EXPERTS[family], connection=connection, pad_token_id=1)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(tiny(family, connection))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "_hc." in name:
@@ -216,8 +261,20 @@ class Campaign:
                 recipe = "multi-cpu" if layout == "ddp" else layout
             if (layout, processes) == ("fsdp2", 2):
                 changes = {"save_strategy": "steps", "save_steps": self.steps // 2}
+            if layout in ZERO:
+                recipe, changes = self.without_autocast(layout), ON_CPUS
             folder = self.train(name, model, processes, recipe, **changes)
             self.compare(model, layout, processes, folder, reference)
+
+    def without_autocast(self, recipe: str) -> str:
+        """Returns the name of a copy of a recipe, for which DeepSpeed computes in fp32."""
+        name = self.home / f"{recipe}-fp32"
+        text = (ROOT / f"configuration/accelerate/{recipe}.yaml").read_text()
+        name.with_suffix(".yaml").write_text(text.replace(f"configuration/accelerate/{recipe}.json", f"{name}.json"))
+        config = json.loads((ROOT / f"configuration/accelerate/{recipe}.json").read_text())
+        config["torch_autocast"]["enabled"] = False
+        name.with_suffix(".json").write_text(json.dumps(config))
+        return str(name)
 
     def resume(self, model: str, processes: int) -> None:
         """Goes on from the checkpoint that two processes left halfway under FSDP2."""
@@ -227,22 +284,33 @@ class Campaign:
         self.train(folder.name, model, processes, "fsdp2", resume_from_checkpoint=True)
         self.compare(model, "fsdp2, saved by 2", processes, folder, self.home / f"{model}-one")
 
-    def precision(self, model: str) -> None:
-        """Looks into the first forward pass of two processes under FSDP2 with its bf16 policy."""
-        report, name = self.home / f"{model}-precision", f"{model}-bf16"
-        fields = self.fields(
-            model_name_or_path=self.home / model, per_device_train_batch_size=4, bf16=True, max_steps=2
-        )
+    def precision(self, model: str, recipe: str) -> None:
+        """Looks into the first forward pass of two processes under the bf16 of FSDP2, or the autocast of DeepSpeed."""
+        report, name = self.home / f"{model}-{recipe}-precision", f"{model}-{recipe}-bf16"
+        fields = self.fields(model_name_or_path=self.home / model, per_device_train_batch_size=4, max_steps=2)
+        fields |= ON_CPUS if recipe in ZERO else {"bf16": True}
         log = self.home / f"{name}.log"
-        start(run_script_and_look, 2, "fsdp2", log, self.home / name, fields, self.home / model, report)
+        start(run_script_and_look, 2, recipe, log, self.home / name, fields, self.home / model, report)
         found = [json.loads(Path(f"{report}.{rank}").read_text()) for rank in (0, 1)]
+        streams = "torch.float32" if recipe in ZERO else "torch.bfloat16"  # autocast leaves the embeddings as they are
         good = all(
-            part == {"dtypes": ["torch.float32"], "exact": True, "streams": "torch.bfloat16"}
+            part == {"dtypes": ["torch.float32"], "exact": True, "streams": streams}
             for process in found
             for name, part in process.items()
             if name != "linear"
         ) and all(process["linear"] == "torch.bfloat16" for process in found)
-        self.row(model, "fsdp2, bf16", 2, "connections in fp32, exact; the rest in bf16", good, found=found)
+        values = {"found": found, "folder": str(self.home / name)}
+        self.row(model, f"{recipe}, bf16", 2, "connections in fp32, exact; linear layers in bf16", good, **values)
+
+    def initial_values(self, family: str, connection: str) -> None:
+        """Makes a model in two processes under ZeRO-3, which gathers few of its parameters at a time."""
+        model, report = f"{family}-{connection}", self.home / f"{family}-{connection}-initial.json"
+        log = report.with_suffix(".log")
+        start(make_and_describe, 2, "zero3", log, family, connection, report)
+        found = json.loads(report.read_text())
+        good = abs(found["ours"]["std"] - 0.5) < 0.02 and found["ours"]["initial"]  # 1 / sqrt(4 streams)
+        shown = "output projections have half the std of the others, connections their initial values"
+        self.row(model, "zero3, from scratch", 2, shown, good, found=found)
 
     def stream(self, processes: int) -> None:
         """Resumes a stream that is shorter than the run, at a step of its second pass."""
@@ -284,19 +352,28 @@ def main() -> None:
     campaign = Campaign(home, steps=10 if options.short else 30)
     print("| model | layout | processes | compared with one process, or an uninterrupted run | as it should be |")
     print("|---|---|---|---|---|")
+    if not ZERO:
+        print("| all | zero2, zero3 | 2 | left out: DeepSpeed is not installed | |")
     if options.short:
-        campaign.layouts("llama", "dynamic", [("fsdp2", 2), ("tensor-parallel", 2)])  # test_train.py has DDP
+        layouts = [("fsdp2", 2), ("tensor-parallel", 2), *((zero, 2) for zero in ZERO)]  # test_train.py has DDP
+        campaign.layouts("llama", "dynamic", layouts)
         campaign.resume("llama-dynamic", 1)
-        campaign.precision("llama-dynamic")
+        for recipe in ("fsdp2", *ZERO):
+            campaign.precision("llama-dynamic", recipe)
+        if ZERO:
+            campaign.initial_values("llama", "dynamic")
         campaign.stream(2)
     else:
         layouts = [("ddp", 2), ("ddp", 4), ("fsdp2", 1), ("fsdp2", 2), ("fsdp2", 4), ("fsdp2-checkpointing", 2)]
-        layouts += [("tensor-parallel", 2), ("tensor-parallel", 4)]
+        layouts += [("tensor-parallel", 2), ("tensor-parallel", 4), *((zero, 2) for zero in ZERO)]
         for family, connection in product(("llama", "olmoe"), ("static", "dynamic")):
             campaign.layouts(family, connection, layouts)
             for processes in (1, 4):
                 campaign.resume(f"{family}-{connection}", processes)
-            campaign.precision(f"{family}-{connection}")
+            for recipe in ("fsdp2", *ZERO):
+                campaign.precision(f"{family}-{connection}", recipe)
+            if ZERO:
+                campaign.initial_values(family, connection)
         for processes in (1, 2):
             campaign.stream(processes)
     if options.json:
