@@ -42,7 +42,7 @@ from pytablewriter import MarkdownTableWriter
 from transformers import AutoConfig, AutoTokenizer
 
 import modeling_hc
-from modeling_hc.model_card_hc import add_evaluation
+from modeling_hc.model_card_hc import add_evaluation, plain
 
 OUR_TASKS = Path(__file__).parent / "tasks"
 # A CPU does not run out of memory in a way that a search for the largest batch could catch.
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n" + table(report))
     if args.output:
         with args.output.open("x") as file:
-            json.dump(report, file, indent=1, default=str)
+            json.dump(plain(report), file, indent=1, allow_nan=False)
         print(f"Results: {args.output}")
     for name, path in zip(names, args.models, strict=True):
         if add_evaluation(path, card_results(report, name, args.limit)):

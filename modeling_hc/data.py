@@ -236,7 +236,8 @@ def _matching(name: str, pattern: str) -> list[str]:
         below = (path for path in sorted(Path(match).rglob("*")) if path.is_file() and path.stat().st_size)
         files += [str(path) for path in below if not any(part[0] == "." for part in path.relative_to(match).parts)]
     if not files:
-        raise ValueError(f"{name}: {f'the folder {pattern} is empty' if matches else f'no file matches {pattern}'}.")
+        found = f"the folder {pattern} is empty" if matches else f"no file matches {pattern}"
+        raise ValueError(f"{name}: {found}. Give files that exist.")
     return list(dict.fromkeys(files))
 
 
@@ -312,11 +313,31 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads a tokenizer that ends documents.
 
     Args:
+        name: see `read_tokenizer`.
+
+    Raises:
+        ValueError: it cannot be read, or has no end-of-text token.
+    """
+    tokenizer = read_tokenizer(name)
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, "
+            "save it with save_pretrained, and give that folder."
+        )
+    if tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.pad_token = None  # an embedding does not train the row of its padding, and must that of the end
+    return tokenizer
+
+
+def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer.
+
+    Args:
         name: a Hub name, a folder, or a tokenizer.json file. Such a file does not say which token is which: its end of
             text must be `<|endoftext|>`, and its padding is `<|padding|>` where it has one.
 
     Raises:
-        ValueError: it cannot be read, or has no end-of-text token.
+        ValueError: it cannot be read.
     """
     try:
         if Path(name).is_file():
@@ -331,13 +352,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"Cannot load tokenizer={name!r}: {error} Give a name on the Hub, a folder that save_pretrained left, or "
             "a tokenizer.json file; or leave it out to train one on the data."
         ) from error
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, "
-            "save it with save_pretrained, and give that folder."
-        )
-    if tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.pad_token = None  # an embedding does not train the row of its padding, and must that of the end
     return tokenizer
 
 
