@@ -200,6 +200,12 @@ def check_model(path: str) -> None:
             f"The tokenizer of model {path} has {tokenizer.vocab_size} tokens, more than the model's vocab_size of "
             f"{vocab_size}: they do not belong together. Save the tokenizer that the model was trained with."
         )
+    if tokenizer.bos_token is None and tokenizer.eos_token is None:
+        fail(
+            f"The tokenizer of model {path} has neither a beginning- nor an end-of-text token, and lm-eval begins "
+            "texts without a context with one. Load it, set the eos_token that the model was trained with, and save it "
+            "there with save_pretrained."
+        )
 
 
 @cache

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
-from accelerate.logging import get_logger
+from accelerate import PartialState
 from datasets import Dataset
 from records import write_json
 from run_folder import in_use
@@ -33,12 +33,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import logging
 
 import modeling_hc  # noqa: F401  registers the models
 from modeling_hc.data import read_files, read_tokenizer
 from modeling_hc.losses import joined
 
-logger = get_logger(__name__)
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -53,6 +54,12 @@ class ClassifierArguments:
         default="label", metadata={"help": "Column that holds the class, a name, a number or a truth value."}
     )
     max_length: int = field(default=256, metadata={"help": "Tokens of a text that are read, from its start."})
+
+
+def warn(message: str) -> None:
+    """Tells what may not be as it was meant, once for all processes."""
+    if PartialState().is_main_process:
+        logger.warning(message)
 
 
 def class_name(value: Any) -> str | None:
@@ -95,7 +102,7 @@ def load_rows(args: ClassifierArguments, name: str) -> Dataset:
         )
     if len(kept) < len(pairs):
         without_text, without_label = sum(not text for text, _ in pairs), sum(label is None for _, label in pairs)
-        logger.warning(
+        warn(
             f"{name}: {len(pairs) - len(kept)} of {len(pairs)} rows are left out: {without_text} without a text in "
             f"{args.text_column!r}, {without_label} without a label in {args.label_column!r}."
         )
@@ -113,7 +120,7 @@ def load_padding_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTok
                 "texts of a batch are padded. Load it, set its pad_token, and save it there with save_pretrained."
             )
         tokenizer.pad_token = tokenizer.eos_token
-        logger.warning(
+        warn(
             f"The tokenizer of model_name_or_path={name} has no padding token: its end-of-text token "
             f"{tokenizer.eos_token} pads, here and in the classifier's configuration."
         )

@@ -411,3 +411,32 @@ def test_the_command_line_states_an_error_in_one_paragraph(source, tmp_path, mon
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "--reverse takes no option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.report(24, "convert a config.json without architectures")
+def test_a_checkpoint_without_architectures_is_a_causal_language_model(model_type, tmp_path, outcome):
+    source = residual(tmp_path / "source", model_type)
+    config = json.loads((source / "config.json").read_text())
+    (architecture,) = config.pop("architectures")
+    (source / "config.json").write_text(json.dumps(config))
+    to_hyper_connected(source, tmp_path / "target")
+    outcome("loads", "converts")
+    assert torch.equal(logits(source), logits(tmp_path / "target"))
+    assert json.loads((tmp_path / "target/config.json").read_text())["architectures"] == [f"HC{architecture}"]
+    _edit_config(tmp_path / "target", architectures=None)
+    to_residual(tmp_path / "target", tmp_path / "back")
+    assert torch.equal(logits(source), logits(tmp_path / "back"))
+
+
+@pytest.mark.report(24, "convert a config.json without architectures")
+def test_another_head_is_not_dropped_for_want_of_architectures(tmp_path):
+    import transformers
+
+    config = LlamaConfig(**SIZES, num_labels=3, tie_word_embeddings=True)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "source")
+    _edit_config(tmp_path / "source", architectures=None)
+    with pytest.raises(
+        ConversionError, match=r'score\.weight, .* "architectures": \["LlamaForSequenceClassification"\]'
+    ):
+        to_hyper_connected(tmp_path / "source", tmp_path / "target")

@@ -210,6 +210,14 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
             f"{':' if count == 1 else '; the first:'} {first}. Download or save the checkpoint again."
         )
     surplus = sorted(info["unexpected_keys"])
+    heads = [name for name in surplus if name.startswith(("score.", "qa_outputs."))]
+    if heads and not config_dict.get("architectures"):
+        example = type(model).__name__.removeprefix("HC").replace("CausalLM", "SequenceClassification")
+        raise ConversionError(
+            f"{folder} has {heads[0]}, the head of another model than the causal language model that it is taken for, "
+            f'because {CONFIG_NAME} has no architectures. Write into it what it is, such as "architectures": '
+            f'["{example}"].'
+        )
     of_layers = [name for name in surplus if "layers" in name.split(".")]
     if of_layers:
         raise ConversionError(
@@ -239,6 +247,8 @@ def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[ty
         )
     names = {path.rpartition(".")[2]: auto for auto, path in by_type[model_type].auto_classes.items()}
     architecture = (config_dict.get("architectures") or [None])[0]
+    if architecture is None:  # as AutoModelForCausalLM takes it
+        return by_type[model_type], "AutoModelForCausalLM"
     hc_architecture = architecture if hyper_connected else f"HC{architecture}"
     if hc_architecture not in names:
         known = ", ".join(n if hyper_connected else n.removeprefix("HC") for n in names if not n.endswith("Config"))
@@ -353,7 +363,7 @@ def _require_residual_function(checkpoint: _Checkpoint) -> None:
 def _parent_config(config: PreTrainedConfig) -> PreTrainedConfig:
     added = {field.name for field in fields(HyperConnectionConfigMixin)} | {"auto_map", "model_type"}
     values = {name: value for name, value in config.to_dict().items() if name not in added}
-    values["architectures"] = [name.removeprefix("HC") for name in config.architectures]
+    values["architectures"] = [name.removeprefix("HC") for name in config.architectures or ()] or None
     return CONFIG_MAPPING[config.parent_model_type].from_dict(values)
 
 
