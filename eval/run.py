@@ -203,8 +203,8 @@ def check_model(path: str) -> None:
     if tokenizer.bos_token is None and tokenizer.eos_token is None:
         fail(
             f"The tokenizer of model {path} has neither a beginning- nor an end-of-text token, and lm-eval begins "
-            "texts without a context with one. Load it, set the eos_token that the model was trained with, and save it "
-            "there with save_pretrained."
+            "texts without a context with one. Load it, set the eos_token that the model was trained with, and save "
+            "it there with save_pretrained."
         )
 
 

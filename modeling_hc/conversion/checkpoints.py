@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_hc import HyperConnectionConfigMixin
@@ -43,6 +44,7 @@ _COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
+    "tekken.json",
     "vocab*",
     "merges.txt",
     "*.model",
@@ -107,6 +109,7 @@ def to_hyper_connected(
         checkpoint.model.save_pretrained(folder, state_dict=_initial_values(checkpoint.model))
         _copy_weights(checkpoint, folder)
         _copy_companions(checkpoint.folder, folder)
+        _keep_tokenizer(source, revision, folder)
         return _verify(checkpoint, folder, hyper_connected=True)
 
 
@@ -133,6 +136,7 @@ def to_residual(source: str | os.PathLike, target: str | os.PathLike, revision: 
         _parent_config(checkpoint.model.config).save_pretrained(folder)
         _copy_weights(checkpoint, folder)
         _copy_companions(checkpoint.folder, folder)
+        _keep_tokenizer(source, revision, folder)
         return _verify(checkpoint, folder, hyper_connected=False)
 
 
@@ -447,6 +451,33 @@ def _copy_companions(source: Path, folder: Path) -> None:
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+
+
+def _keep_tokenizer(source: str | os.PathLike, revision: str | None, folder: Path) -> None:
+    """Makes AutoTokenizer find in the target what it finds in the source.
+
+    By what it chooses a class depends on the model type, which has changed, so the class is named in the target. Where
+    transformers also mends a tokenizer by model type, the mended one is saved.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception:  # there is none, or it cannot be loaded from the source either; each kind has its own exception
+        return
+    path = folder / TOKENIZER_CONFIG_FILE
+    values = _read_json(path) if path.is_file() else {}
+    if "auto_map" in values:
+        return
+    name = type(tokenizer).__name__
+    # Where mistral-common is not installed, the parent's is the other.
+    values["tokenizer_class"] = "TokenizersBackend" if name == "MistralCommonBackend" else name
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if _state(tokenizer) != _state(AutoTokenizer.from_pretrained(folder)):
+        tokenizer.save_pretrained(folder)
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(tokenizer).__name__, backend and backend.to_str()
 
 
 def _verify(source: _Checkpoint, folder: Path, hyper_connected: bool) -> str:
