@@ -42,7 +42,7 @@ from pytablewriter import MarkdownTableWriter
 from transformers import AutoConfig, AutoTokenizer
 
 import modeling_hc
-from modeling_hc.model_card_hc import add_evaluation
+from modeling_hc.model_card_hc import add_evaluation, plain
 
 OUR_TASKS = Path(__file__).parent / "tasks"
 # A CPU does not run out of memory in a way that a search for the largest batch could catch.
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n" + table(report))
     if args.output:
         with args.output.open("x") as file:
-            json.dump(report, file, indent=1, default=str)
+            json.dump(plain(report), file, indent=1, allow_nan=False)
         print(f"Results: {args.output}")
     for name, path in zip(names, args.models, strict=True):
         if add_evaluation(path, card_results(report, name, args.limit)):
@@ -199,6 +199,12 @@ def check_model(path: str) -> None:
         fail(
             f"The tokenizer of model {path} has {tokenizer.vocab_size} tokens, more than the model's vocab_size of "
             f"{vocab_size}: they do not belong together. Save the tokenizer that the model was trained with."
+        )
+    if tokenizer.bos_token is None and tokenizer.eos_token is None:
+        fail(
+            f"The tokenizer of model {path} has neither a beginning- nor an end-of-text token, and lm-eval begins "
+            "texts without a context with one. Load it, set the eos_token that the model was trained with, and save "
+            "it there with save_pretrained."
         )
 
 

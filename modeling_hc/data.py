@@ -2,26 +2,50 @@
 """Text to train on: documents from files, the text that every machine has, a tokenizer, and packed blocks."""
 
 import hashlib
+import json
+import re
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from glob import glob
+from glob import escape, glob
+from importlib.util import find_spec
 from itertools import chain
+from os.path import splitext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import fsspec
+import pandas
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
+from datasets.filesystems import COMPRESSION_FILESYSTEMS
+from datasets.packaged_modules import _EXTENSION_TO_MODULE
+from datasets.utils.file_utils import MAGIC_NUMBER_TO_COMPRESSION_PROTOCOL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Documents = Dataset | IterableDataset
 
 EOS, PAD = "<|endoftext|>", "<|padding|>"
+
+# What datasets reads as rows with columns, by suffix, and how it decompresses.
+_TABLES = {
+    suffix: form for suffix, form in _EXTENSION_TO_MODULE.items() if form[0] in ("arrow", "csv", "json", "parquet")
+}
+_COMPRESSED = {suffix: system.compression for system in COMPRESSION_FILESYSTEMS for suffix in system.extensions}
+_PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}
+_MAGIC_NUMBERS = {number: name for number, name in MAGIC_NUMBER_TO_COMPRESSION_PROTOCOL.items() if name != "zip"}
+
+# What is text by its suffix. Other suffixes are refused, for they may be of data, which is not to be read as text.
+_TEXT = re.compile(
+    r"\.(txt|text|raw|tokens|log|md|markdown|rst|adoc|org|tex|bib|html?|xml|srt|vtt|css|py|pyi|pyx|c|h|cc|cpp|cxx|hh|hpp|"
+    r"cu|cs|java|kt|scala|swift|m|go|rs|m?js|jsx|tsx?|rb|php|pl|pm|lua|r|jl|hs|ml|exs?|erl|lisp|el|clj|f|f90|asm|s|sh|"
+    r"bash|zsh|ps1|sql|v|sv|vhd|cmake|mk|cfg|ini|conf|toml|ya?ml|diff|patch|po)"
+)
 
 # Other people's code; tests, which not every distribution has; and tables, of which many are nearly the same.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "encodings", "__pycache__"}
@@ -56,14 +80,19 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Its split, which may be a slice: train[:1%%]."})
     validation_split: str | None = field(default=None, metadata={"help": "Its held-out split."})
     train_files: list[str] | None = field(
-        default=None, metadata={"help": "Local .parquet, .jsonl or text files, as names or patterns."}
+        default=None,
+        metadata={
+            "help": "Local files: names, patterns or folders. Rows of .parquet, .arrow, .jsonl, .ndjson, .json, "
+            ".csv or .tsv, or text (.txt, .md, .py and other source, or without a suffix), each file a document; as "
+            "they are or in .gz, .bz2, .xz, .zst or .lz4."
+        },
     )
     validation_files: list[str] | None = field(default=None, metadata={"help": "Held-out files, likewise."})
     validation_documents: int | None = field(
         default=None,
         metadata={
             "help": "How many training documents to hold out where no held-out data is given: a tenth unless told, "
-            "but 100 at most."
+            "but 100 at most. Of a single document the last tenth is held out."
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
@@ -91,11 +120,11 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
         train = _load(*source, split=args.train_split, streaming=args.streaming)
         held_out = args.validation_split and _load(*source, split=args.validation_split)
     elif args.train_files:
-        train = _load_files("train_files", args.train_files, args.streaming)
-        held_out = args.validation_files and _load_files("validation_files", args.validation_files)
+        train = read_files("train_files", args.train_files, [args.text_column], args.streaming)
+        held_out = args.validation_files and read_files("validation_files", args.validation_files, [args.text_column])
     else:
-        train = _load_files("the standard library", list(map(str, stdlib_files("train"))), args.streaming)
-        held_out = _load_files("the standard library", list(map(str, stdlib_files("validation"))))
+        train = _load_text("the standard library", list(map(str, stdlib_files("train"))), args.streaming)
+        held_out = _load_text("the standard library", list(map(str, stdlib_files("validation"))))
     _check_text(train, args.text_column, args.dataset_name or f"train_files={args.train_files}")
     if held_out:
         _check_text(held_out, args.text_column, args.dataset_name or f"validation_files={args.validation_files}")
@@ -104,6 +133,8 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
     count = args.validation_documents
     if count is None:
         known = len(train) if isinstance(train, Dataset) else sum(1 for _ in train.take(1000))
+        if known == 1 and (parts := _hold_out_end(next(iter(train)), args.text_column)):
+            return parts[0].to_iterable_dataset() if args.streaming else parts[0], parts[1]
         count = max(1, min(100, known // 10))
     if isinstance(train, Dataset):
         if len(train) <= count:
@@ -114,6 +145,17 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
         train = train.shuffle(seed=0)
     held_out = Dataset.from_list(list(train.take(count)))
     return train.skip(count), held_out
+
+
+def _hold_out_end(document: dict[str, Any], column: str) -> tuple[Dataset, Dataset] | None:
+    """Splits a document before its last tenth, at the end of a paragraph, line or word; None if it is too short."""
+    text = document[column] or ""
+    if len(text) < 100:
+        return None
+    earliest, latest = len(text) * 8 // 10, len(text) * 9 // 10
+    ends = (text.rfind(space, earliest, latest) + len(space) for space in ("\n\n", "\n", " "))
+    cut = next((end for end in ends if end > earliest), latest)
+    return tuple(Dataset.from_list([document | {column: part}]) for part in (text[:cut], text[cut:]))
 
 
 def _check_text(documents: Documents, column: str, source: str) -> None:
@@ -134,23 +176,124 @@ def _check_text(documents: Documents, column: str, source: str) -> None:
         )
 
 
-def _load_files(name: str, patterns: list[str], streaming: bool = False) -> Documents:
-    files = []
-    for pattern in patterns:
-        matches = sorted(glob(pattern, recursive=True))
-        if not matches:
-            raise ValueError(f"{name}: no file matches {pattern}.")
-        files += matches
+class _Format(NamedTuple):
+    """How datasets reads a file: its builder and the builder's options, and the compression."""
+
+    builder: str
+    options: dict[str, str]
+    compression: str | None
+
+
+def read_files(name: str, patterns: list[str], columns: list[str], streaming: bool = False) -> Documents:
+    """Reads local files by format and compression, as their names say, in upper or lower case.
+
+    Rows come from Parquet, Arrow, JSON (lines, or a list), CSV and TSV files. Of CSV and TSV, `columns` alone are
+    read, as they are written: neither is `NA` a missing value nor `007` a number. A text file is one row, of a column
+    `text`.
+
+    Args:
+        name: of the field that the files were given in, for errors.
+        patterns: names of files, patterns of them, and folders, of which every file is read that is not hidden.
+        columns: the columns that are needed.
+        streaming: see `datasets.load_dataset`.
+
+    Raises:
+        ValueError: a file is missing, empty, damaged, of another format than the rest or than its name says, or of
+            one that is not read; or its decompression needs a package.
+    """
+    files = [file for pattern in patterns for file in _matching(name, pattern)]
     for file in files:
         if not Path(file).is_file() or Path(file).stat().st_size == 0:
             raise ValueError(f"{name}: {file} is {'empty' if Path(file).is_file() else 'no file'}. Leave it out.")
-    formats = {{".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(Path(f).suffix, "text") for f in files}
-    if len(formats) > 1:
-        raise ValueError(f"{name} mixes {' and '.join(sorted(formats))} files; give files of one format.")
-    form = formats.pop()
-    options = {"sample_by": "document"} if form == "text" else {}
-    label = f"{name} ({', '.join(patterns[:3])}{', ...' * (len(patterns) > 3)}) as {form}"
-    return _load(label, form, data_files=files, split="train", streaming=streaming, **options)
+    formats = {file: _format(name, file) for file in files}
+    examples = {(form.builder, *form.options.values()): file for file, form in reversed(formats.items())}
+    if len(examples) > 1:
+        raise ValueError(
+            f"{name} mixes files of {len(examples)} formats, such as {' and '.join(sorted(examples.values()))}; give "
+            "files of one format, as a pattern such as 'FOLDER/*.jsonl'."
+        )
+    form = formats[files[0]]
+    label = f"{name} ({', '.join(patterns[:3])}{', ...' * (len(patterns) > 3)})"
+    if form.builder == "text":
+        return _load_text(label, files, streaming)
+    options: dict[str, Any] = dict(form.options)
+    if form.builder == "csv":
+        header = _header(label, files[0], form)
+        if set(columns) <= set(header):  # or the caller says what is missing
+            as_written = Features({column: Value("string") for column in columns})
+            options |= {"usecols": columns, "features": as_written, "keep_default_na": False, "na_filter": False}
+    return _load_files(label, form.builder, files, streaming, **options)
+
+
+def _matching(name: str, pattern: str) -> list[str]:
+    """Returns the files of a name or pattern, and those in folders that it matches."""
+    matches = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
+    files: list[str] = []
+    for match in matches:
+        if not Path(match).is_dir():
+            files.append(match)
+            continue
+        below = (path for path in sorted(Path(match).rglob("*")) if path.is_file() and path.stat().st_size)
+        files += [str(path) for path in below if not any(part[0] == "." for part in path.relative_to(match).parts)]
+    if not files:
+        found = f"the folder {pattern} is empty" if matches else f"no file matches {pattern}"
+        raise ValueError(f"{name}: {found}. Give files that exist.")
+    return list(dict.fromkeys(files))
+
+
+def _format(name: str, file: str) -> _Format:
+    stem, suffix = splitext(Path(file).name.lower())
+    compression = _COMPRESSED.get(suffix)
+    if compression:
+        suffix = splitext(stem)[1]
+    package = _PACKAGES.get(compression)
+    if package and not find_spec(package):
+        raise ValueError(f"{name}: {file} is compressed with {compression}, which needs: pip install {package}.")
+    with open(file, "rb") as content:
+        start = content.read(max(map(len, _MAGIC_NUMBERS)))
+    found = next((found for number, found in _MAGIC_NUMBERS.items() if start.startswith(number)), None)
+    if found != compression:
+        wrong = f"is compressed with {found}" if found else f"is not compressed with {compression}"
+        raise ValueError(f"{name}: {file} {wrong}, and its name says otherwise. Give it the suffix of what it is.")
+    if compression and _TABLES.get(suffix, ("",))[0] in ("arrow", "parquet"):
+        raise ValueError(f"{name}: {file} is not read as it is, for {suffix} has its own compression. Decompress it.")
+    if suffix in _TABLES:
+        return _Format(*_TABLES[suffix], compression)
+    if not re.fullmatch(r"\.[a-z][a-z0-9_]*", suffix):  # as of part-00000, or "v1.0 of Mr. Smith"
+        with fsspec.open(file, "rt", encoding="utf-8", errors="replace", compression=compression) as text:
+            if _is_json(text.readline(2**24)):
+                raise ValueError(f"{name}: {file} holds lines of JSON. Give it a name that ends in .jsonl.")
+    elif not _TEXT.fullmatch(suffix):
+        raise ValueError(
+            f"{name}: {file} has the suffix {suffix}, and such files are not read. Rows are read from "
+            f"{', '.join(_TABLES)}, text from .txt, .md, .py and other source, and files without a suffix, each as it "
+            f"is or in {', '.join(_COMPRESSED)}. Give a text file the suffix .txt; convert or unpack another."
+        )
+    return _Format("text", {}, compression)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _header(name: str, file: str, form: _Format) -> list[str]:
+    try:
+        with fsspec.open(file, "rb", compression=form.compression) as content:
+            return list(pandas.read_csv(content, nrows=0, **form.options).columns)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"Cannot read {name} as csv: {' '.join(str(error).split())}") from error
+
+
+def _load_text(name: str, files: list[str], streaming: bool = False) -> Documents:
+    return _load_files(name, "text", files, streaming, sample_by="document")
+
+
+def _load_files(name: str, builder: str, files: list[str], streaming: bool, **options: Any) -> Documents:
+    files = list(map(escape, files))  # for datasets, names are patterns
+    return _load(f"{name} as {builder}", builder, data_files=files, split="train", streaming=streaming, **options)
 
 
 def _load(name: str, *source: str | None, **options: Any) -> Documents:
@@ -158,7 +301,7 @@ def _load(name: str, *source: str | None, **options: Any) -> Documents:
         return load_dataset(*source, **options)
     except (DatasetsError, ValueError, OSError) as error:
         hint = (
-            "Give whole .parquet, .jsonl or UTF-8 text files."
+            "Give whole files, of what their names say, and text in UTF-8."
             if "data_files" in options
             else "Give a dataset's name on the Hub or its folder, a configuration and splits that it has."
         )
@@ -170,11 +313,31 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads a tokenizer that ends documents.
 
     Args:
+        name: see `read_tokenizer`.
+
+    Raises:
+        ValueError: it cannot be read, or has no end-of-text token.
+    """
+    tokenizer = read_tokenizer(name)
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, "
+            "save it with save_pretrained, and give that folder."
+        )
+    if tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.pad_token = None  # an embedding does not train the row of its padding, and must that of the end
+    return tokenizer
+
+
+def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer.
+
+    Args:
         name: a Hub name, a folder, or a tokenizer.json file. Such a file does not say which token is which: its end of
             text must be `<|endoftext|>`, and its padding is `<|padding|>` where it has one.
 
     Raises:
-        ValueError: it cannot be read, or has no end-of-text token.
+        ValueError: it cannot be read.
     """
     try:
         if Path(name).is_file():
@@ -189,13 +352,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"Cannot load tokenizer={name!r}: {error} Give a name on the Hub, a folder that save_pretrained left, or "
             "a tokenizer.json file; or leave it out to train one on the data."
         ) from error
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            f"tokenizer={name!r} has no end-of-text token, which separates documents. Load it, set its eos_token, "
-            "save it with save_pretrained, and give that folder."
-        )
-    if tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.pad_token = None  # an embedding does not train the row of its padding, and must that of the end
     return tokenizer
 
 

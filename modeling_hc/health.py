@@ -171,7 +171,8 @@ class ConnectionHealth(TrainerCallback):
             return
         values = health(model, self.input_ids)
         if values:
-            self.trainer.log({f"health_{name}": value for name, value in values.items()})
+            # Not the trainer's own `log`: an override, as TRL's, adds the averages of its next entry to this one.
+            Trainer.log(self.trainer, {f"health_{name}": value for name, value in values.items()})
             control.should_log = should_log  # which a log resets
         if state.is_world_process_zero:
             self._warn(state.global_step, values)

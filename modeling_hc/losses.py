@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -14,3 +15,8 @@ def block_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     correct = (logits.argmax(-1) == labels).sum(-1)
     return torch.stack([nll.view_as(labels).sum(-1), correct, (labels != -100).sum(-1)], dim=-1)
+
+
+def joined(batches: np.ndarray | list[np.ndarray]) -> np.ndarray:
+    """Returns what an evaluation collected, as one array; eval_do_concat_batches=false leaves it in batches."""
+    return np.concatenate(batches) if isinstance(batches, list) else batches

@@ -5,15 +5,21 @@
 comments that mark the sections' places; a card without these comments is somebody else's and is left alone.
 """
 
+import math
 import re
+from enum import Enum
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .hyper_connections import StaticHyperConnection
+
+logger = logging.get_logger(__name__)
 
 _AUTO_CLASSES = {
     "CausalLM": ("AutoModelForCausalLM", "text-generation"),
@@ -30,6 +36,32 @@ _CITATION = """@inproceedings{zhu2025hyperconnections,
   year      = {2025},
   url       = {https://arxiv.org/abs/2409.19606}
 }"""
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON and YAML have it: text, finite numbers, booleans, None, lists and dictionaries of them.
+
+    A YAML dumper would write a number of numpy, which metrics are, as Python code that no safe loader reads, and JSON
+    has no NaN: numbers that are not finite become the texts NaN, Infinity and -Infinity, which `float` reads. Arrays
+    and tuples become lists, anything else its text.
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if hasattr(value, "tolist"):  # of numpy and torch
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return str(value)
 
 
 def write_model_card(folder: str | PathLike, model: PreTrainedModel) -> None:
@@ -79,7 +111,7 @@ def add_training(
     if card is None:
         return False
     if datasets:
-        card.data.datasets = datasets
+        card.data.datasets = plain(datasets)
     section = "## Training\n\n" + _table(["", ""], list(facts.items())) + "\n\n" + _code(command, "bash")
     return _replace(card, "training", section, folder)
 
@@ -99,6 +131,7 @@ def add_evaluation(folder: str | PathLike, results: list[EvalResult]) -> bool:
     card = _load(folder)
     if card is None:
         return False
+    results = [EvalResult(**plain(vars(result))) for result in results]
     merged = {_measurement(result): result for result in [*(card.data.eval_results or []), *results]}
     card.data.eval_results = list(merged.values())
     card.data.model_name = card.data.model_name or Path(folder).resolve().name
@@ -152,7 +185,14 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
 
 def _load(folder: str | PathLike) -> ModelCard | None:
     path = Path(folder) / "README.md"
-    card = ModelCard.load(path) if path.exists() else None
+    try:
+        card = ModelCard.load(path) if path.exists() else None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        logger.warning(
+            f"{path} stays as it is, for the YAML at its head cannot be read: {reason}. Mend it, or delete it."
+        )
+        return None
     return card if card is not None and "<!-- training -->" in card.text else None
 
 

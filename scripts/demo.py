@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from records import read_yaml
 from report import render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +136,7 @@ def launch() -> tuple[list[str], list[str], int]:
         return ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"], [], 1
     if cores() < 2:
         return ["--config_file=configuration/accelerate/cpu.yaml"], [], 1
-    batch = yaml.safe_load(Path(RECIPE).read_text())["per_device_train_batch_size"] // 2
+    batch = read_yaml(Path(RECIPE).read_text())["per_device_train_batch_size"] // 2
     launcher = ["--config_file=configuration/accelerate/multi-cpu.yaml", "--main_process_port=0"]
     return launcher, ["--use_cpu=true", f"--per_device_train_batch_size={batch}"], cores() // 2
 

@@ -235,6 +235,7 @@ def run_one(
     if trainer.state.global_step < experiment.steps:
         return PAUSED
     history = list(trainer.state.log_history)
+    trainer.save_model()
     final = {}
     for text, ids in tokens.validation.items():
         blocks = Blocks(ids, experiment.block_size, experiment.final_blocks)
@@ -244,7 +245,6 @@ def run_one(
             "bits_per_byte": metrics["eval_nll"] / math.log(2) * tokens.tokens_per_byte[text],
             "tokens": len(blocks) * (experiment.block_size - 1),
         }
-    trainer.save_model()
     if trainer.is_world_process_zero():
         write_json(result, describe(experiment, name, seed, trainer, history, final))
     return FINISHED

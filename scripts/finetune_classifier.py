@@ -8,14 +8,17 @@ Flags are the fields below and those of `transformers.TrainingArguments`. The ru
 tokenizer and card, and metrics.json.
 """
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import evaluate
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetsError
-from run_folder import write_json
+from accelerate import PartialState
+from datasets import Dataset
+from records import write_json
+from run_folder import in_use
 from train_arguments import Parser
 from transformers import (
     CONFIG_MAPPING,
@@ -24,13 +27,19 @@ from transformers import (
     AutoModelForSequenceClassification,
     BatchEncoding,
     EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import logging
 
 import modeling_hc  # noqa: F401  registers the models
-from modeling_hc.data import load_tokenizer
+from modeling_hc.data import read_files, read_tokenizer
+from modeling_hc.losses import joined
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -38,46 +47,95 @@ class ClassifierArguments:
     """What to finetune, and on what."""
 
     model_name_or_path: str = field(metadata={"help": "Checkpoint of a language model, or of a classifier."})
-    train_files: list[str] = field(metadata={"help": "Local .csv, .jsonl or .parquet files."})
+    train_files: list[str] = field(metadata={"help": "Local .csv, .tsv, .jsonl or .parquet files, as in train.py."})
     validation_files: list[str] = field(metadata={"help": "Held-out files, likewise."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    label_column: str = field(default="label", metadata={"help": "Column that holds the class, a name or a number."})
+    label_column: str = field(
+        default="label", metadata={"help": "Column that holds the class, a name, a number or a truth value."}
+    )
     max_length: int = field(default=256, metadata={"help": "Tokens of a text that are read, from its start."})
 
 
+def warn(message: str) -> None:
+    """Tells what may not be as it was meant, once for all processes."""
+    if PartialState().is_main_process:
+        logger.warning(message)
+
+
+def class_name(value: Any) -> str | None:
+    """Returns the name of a label's class, or None if the label is missing.
+
+    Where tables had other rows or were stored in another format, the same class is 1, 1.0 or "1", or true or "TRUE".
+    """
+    if value is None or value == "" or value != value:  # NaN
+        return None
+    text = str(value)
+    return text.capitalize() if text.lower() in ("true", "false") else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+
+
 def load_rows(args: ClassifierArguments, name: str) -> Dataset:
-    """Loads the rows of one split, with the two columns that are needed; labels as strings."""
+    """Loads the rows of one split that have a text and a label, as columns `text` and `label`, the name of a class."""
     files = getattr(args, name)
-    form = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(files[0]).suffix)
-    if form is None or not all(Path(file).is_file() for file in files):
-        raise ValueError(f"{name}={files} must be .csv, .jsonl or .parquet files that exist.")
-    try:
-        rows = load_dataset(form, data_files=files, split="train")
-    except DatasetsError as error:
-        raise ValueError(f"{name}: cannot read {files} as {form}: {error.__cause__ or error}") from error
+    rows = read_files(name, files, [args.text_column, args.label_column])
     for column in (args.text_column, args.label_column):
         if column not in rows.column_names:
             raise ValueError(f"{name} has no column {column!r}; its columns are {rows.column_names}.")
-    rows = rows.select_columns([args.text_column, args.label_column])
-    for value in rows[args.text_column]:
+    texts, labels = rows[args.text_column], rows[args.label_column]
+    for value in texts:
         if not isinstance(value, str | None):
             raise ValueError(
                 f"{name}={files} have a value of type {type(value).__name__} ({str(value)[:40]}) in text_column="
                 f"{args.text_column!r}. Name the column of text with --text_column, or write its values as strings."
             )
-    rows = rows.filter(lambda row: row[args.text_column] and row[args.label_column] is not None)
-    if not len(rows):
+    for value in labels:
+        if isinstance(value, list | dict):
+            raise ValueError(
+                f"{name}={files} have a {type(value).__name__} ({str(value)[:40]}) in label_column="
+                f"{args.label_column!r}, and a text is of one class. Name another column with --label_column."
+            )
+    pairs = [(text, class_name(label)) for text, label in zip(texts, labels, strict=True)]
+    kept = [{"text": text, "label": label} for text, label in pairs if text and label is not None]
+    if not kept:
         raise ValueError(
             f"{name}={files} have no row with both a text in {args.text_column!r} and a label in "
             f"{args.label_column!r}. Name their columns with --text_column and --label_column."
         )
-    return rows
+    if len(kept) < len(pairs):
+        without_text, without_label = sum(not text for text, _ in pairs), sum(label is None for _, label in pairs)
+        warn(
+            f"{name}: {len(pairs) - len(kept)} of {len(pairs)} rows are left out: {without_text} without a text in "
+            f"{args.text_column!r}, {without_label} without a label in {args.label_column!r}."
+        )
+    return Dataset.from_list(kept)
+
+
+def load_padding_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer that pads on the right; with its end-of-text token, where it has none for padding."""
+    tokenizer = read_tokenizer(name)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of model_name_or_path={name} has neither a padding nor an end-of-text token, and "
+                "texts of a batch are padded. Load it, set its pad_token, and save it there with save_pretrained."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        warn(
+            f"The tokenizer of model_name_or_path={name} has no padding token: its end-of-text token "
+            f"{tokenizer.eos_token} pads, here and in the classifier's configuration."
+        )
+    if len(tokenizer) > config.get_text_config().vocab_size:
+        raise ValueError(
+            f"The tokenizer of model_name_or_path={name} has {len(tokenizer)} tokens, more than the model's "
+            f"vocab_size={config.get_text_config().vocab_size}. Save the tokenizer that the model was trained with."
+        )
+    return tokenizer
 
 
 def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trainer:
     """Does all that can fail on bad input."""
     folder = Path(training_args.output_dir)
-    if folder.exists() and any(folder.iterdir()) and not training_args.resume_from_checkpoint:
+    if in_use(folder) and not training_args.resume_from_checkpoint:
         raise ValueError(
             f"output_dir={folder} is not empty. Choose another, delete it, or name a checkpoint in it with "
             "resume_from_checkpoint."
@@ -95,12 +153,11 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
             f"classification head. Give a checkpoint of {', '.join(families)}, or of a residual family that has one."
         )
     train, held_out = load_rows(args, "train_files"), load_rows(args, "validation_files")
-    labels = sorted(map(str, train.unique(args.label_column)))
-    if unknown := set(map(str, held_out.unique(args.label_column))) - set(labels):
+    labels = sorted(set(train["label"]))
+    if unknown := set(held_out["label"]) - set(labels):
         raise ValueError(f"validation_files have the label {min(unknown)!r}, which train_files have not: {labels}.")
     ids = {label: i for i, label in enumerate(labels)}
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    tokenizer.padding_side = "right"
+    tokenizer = load_padding_tokenizer(args.model_name_or_path, config)
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model_name_or_path,
         num_labels=len(labels),
@@ -112,15 +169,16 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
     )
 
     def collate(rows: list[dict]) -> BatchEncoding:
-        texts = [row[args.text_column] for row in rows]
+        texts = [row["text"] for row in rows]
         batch = tokenizer(texts, truncation=True, max_length=args.max_length, padding=True, return_tensors="pt")
-        batch["labels"] = [ids[str(row[args.label_column])] for row in rows]
+        batch["labels"] = [ids[row["label"]] for row in rows]
         return batch.convert_to_tensors("pt")
 
     metric = evaluate.load(str(Path(__file__).with_name("classification.py")), keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return metric.compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
+        scores, references = joined(prediction.predictions), joined(prediction.label_ids)
+        return metric.compute(predictions=scores.argmax(-1), references=references)
 
     training_args.remove_unused_columns = False  # the model reads what `collate` makes of them
     return Trainer(
@@ -135,15 +193,15 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
 
 
 def main() -> None:
-    """Finetunes, evaluates, and leaves the classifier in the run folder."""
+    """Finetunes, leaves the classifier in the run folder, and evaluates it."""
     try:
         args, training_args = Parser((ClassifierArguments, TrainingArguments), allow_abbrev=False).read(sys.argv[1:])
         trainer = prepare(args, training_args)
     except (ValueError, OSError) as error:
         sys.exit(f"finetune_classifier.py: {error}")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before an evaluation, which may fail and with bf16_full_eval rounds the weights
     results = trainer.evaluate()
-    trainer.save_model()
     if trainer.is_world_process_zero():
         write_json(Path(training_args.output_dir) / "metrics.json", results)
     print(results)

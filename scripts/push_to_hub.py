@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -41,12 +42,22 @@ def main() -> None:
     for file in files:
         print(f"{file.stat().st_size:18,} bytes  {file.name}")
     print(f"{sum(file.stat().st_size for file in files):18,} bytes  in all")
-    if not (arguments.folder / "README.md").is_file():
+    card = arguments.folder / "README.md"
+    if not card.is_file():
         print("Note: there is no README.md, so the model is uploaded without a card. Write one to say what it is.")
-    elif ModelCard.load(arguments.folder / "README.md").data.license is None:
+    elif license_of(card) is None:
         print("Note: the model card states no license. Add `license: ...` to the head of README.md to state one.")
     if not arguments.dry_run:
         print(f"Uploaded: {upload(arguments, files)}")
+
+
+def license_of(card: Path) -> str | None:
+    """Returns the license that a model card states; ends the program where the Hub could not read the card either."""
+    try:
+        return ModelCard.load(card).data.license
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        sys.exit(f"Nothing was uploaded: the YAML at the head of {card} cannot be read: {reason}. Mend or delete it.")
 
 
 def files_to_upload(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from records import versions, write_json
 from train_arguments import ModelArguments
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -43,8 +43,7 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
             f"output_dir={args.output_dir} cannot be written: {there} is no folder, or read-only ({error.strerror}). "
             "Choose another."
         ) from error
-    # What has a name with an underscore is left of a run that was killed.
-    content = [path for path in folder.iterdir() if path.name[0] != "_"] if folder.exists() else []
+    content = in_use(folder)
     started = (folder / "run.json").exists()
     resume = str(args.resume_from_checkpoint or "false")
     again = False
@@ -90,6 +89,32 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
                 )
 
 
+def in_use(folder: Path) -> list[Path]:
+    """Returns what is in a folder, but for what is left there of a run that was killed, or that came to no step.
+
+    The first has a name with an underscore, the second is the empty log of TensorBoard.
+    """
+    started = (folder / "run.json").exists()
+    content = folder.iterdir() if folder.exists() else []
+    return [path for path in content if path.name[0] != "_" and (started or path.name != "runs")]
+
+
+class RecordRun(TrainerCallback):
+    """Writes run.json after the first step: a start that failed before leaves nothing that blocks the next one."""
+
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        self.folder = folder
+        self.run = run
+        self.written = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and not self.written:
+            write_json(self.folder / "run.json", self.run)
+            self.written = True
+
+
 def describe_run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:
     """Returns the command, versions and configuration of this run."""
     launcher = ["accelerate", "launch", f"--num_processes={args.world_size}"] if args.world_size > 1 else ["python"]
@@ -124,15 +149,28 @@ def plot_loss(history: list[dict[str, float]], tokens_per_step: int, path: Path)
     pyplot.close(figure)
 
 
+def published_step(trainer: Trainer) -> int:
+    """Returns the step whose weights a trained model has: the last, unless load_best_model_at_end loaded the best."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return int(best.rpartition("-")[2]) if best else trainer.state.global_step
+
+
+def evaluation_at(trainer: Trainer, step: int) -> dict[str, float]:
+    """Returns what the evaluation after a step found, the last one if there were several; {} if there was none."""
+    found: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        if entry["step"] == step:
+            found |= {key: value for key, value in entry.items() if key.startswith("eval_")}
+    return found
+
+
 def finish(folder: Path, run: dict[str, Any], trainer: Trainer, block_size: int) -> None:
     """Writes what is known after training: run.json, log_history.json, loss.png and the card's training section."""
     history, args = trainer.state.log_history, trainer.args
     tokens_per_step = trainer.get_total_train_batch_size(args) * block_size
-    results = {}
-    for entry in history:
-        results |= {key: value for key, value in entry.items() if key.startswith("eval_")}
-    run |= {"steps": trainer.state.global_step, "tokens_seen": trainer.state.global_step * tokens_per_step}
-    run["results"] = results
+    step, steps = published_step(trainer), trainer.state.global_step
+    results = evaluation_at(trainer, step)
+    run |= {"steps": steps, "tokens_seen": steps * tokens_per_step, "published_step": step, "results": results}
     write_json(folder / "run.json", run)
     write_json(folder / "log_history.json", history)
     plot_loss(history, tokens_per_step, folder / "loss.png")
@@ -143,7 +181,7 @@ def finish(folder: Path, run: dict[str, Any], trainer: Trainer, block_size: int)
         or configuration["train_files"]
         or "the source of Python's standard library",
         "Tokens seen": f"{run['tokens_seen']:,}",
-        "Steps": f"{run['steps']:,}",
+        "Steps": f"{run['steps']:,}" + (f"; these are the weights after step {step:,}" if step != steps else ""),
         "Held-out loss": results.get("eval_loss"),
         "Held-out bits per byte": results.get("eval_bits_per_byte"),
     }

@@ -13,7 +13,6 @@ start with --resume_from_checkpoint true goes on); 1 on any error, which is told
 """
 
 import gc
-import json
 import os
 import shutil
 import signal
@@ -23,12 +22,13 @@ from typing import Any
 
 import evaluate
 import torch
+import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
-from records import write_json
-from run_folder import check_folder, describe_run, earlier_commands, finish
+from records import read_yaml
+from run_folder import RecordRun, check_folder, describe_run, earlier_commands, evaluation_at, finish, published_step
 from safe_trainer import UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError
 from safetensors import SafetensorError
 from train_arguments import ModelArguments, SafeTrainingArguments, parse
@@ -47,7 +47,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hc.data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from modeling_hc.health import ConnectionHealth
-from modeling_hc.losses import block_sums
+from modeling_hc.losses import block_sums, joined
 from modeling_hc.modeling_hc_common import HCPreTrainedModelMixin
 from modeling_hc.recipes import build_config, load_recipe
 
@@ -112,8 +112,8 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return read_yaml(text)
+    except yaml.YAMLError:
         return text
 
 
@@ -204,7 +204,7 @@ def prepare(
     metric = evaluate.load(str(Path(__file__).with_name("language_modeling.py")), keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        nll, correct, tokens = prediction.predictions.T
+        nll, correct, tokens = joined(prediction.predictions).T
         size = data["validation"]
         return metric.compute(nll=nll, correct=correct, tokens=tokens, tokens_per_byte=size["tokens"] / size["bytes"])
 
@@ -238,9 +238,10 @@ def main() -> int:
     try:
         run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
         if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             run["commands"] = [*earlier_commands(folder), run["command"]]
-            write_json(folder / "run.json", run)
+        trainer.add_callback(RecordRun(folder, run))
         train(trainer, run, data_args.block_size)
     except ResumeError as error:
         sys.exit(f"train.py: {error}")
@@ -263,16 +264,20 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def train(trainer: SafeTrainer, run: dict[str, Any], block_size: int) -> None:
-    """Trains, and unless that was stopped, evaluates and saves."""
+    """Trains, and unless that was stopped, saves, and evaluates the weights that were saved.
+
+    In this order: an evaluation may fail, and with bf16_full_eval it rounds the weights.
+    """
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if trainer.sigterm.stopped:
         return
-    last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
-    if trainer.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
-        trainer.evaluate()
     trainer.publish()
     if trainer.is_world_process_zero():
         finish(Path(trainer.args.output_dir), run, trainer, block_size)
+    if trainer.eval_dataset is not None and not evaluation_at(trainer, published_step(trainer)):
+        trainer.evaluate()
+        if trainer.is_world_process_zero():
+            finish(Path(trainer.args.output_dir), run, trainer, block_size)
 
 
 if __name__ == "__main__":

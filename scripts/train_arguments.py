@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from records import read_yaml
+from transformers import HfArgumentParser, TrainingArguments, get_scheduler
 
 from modeling_hc.data import DataArguments
+from modeling_hc.model_card_hc import plain
 from modeling_hc.recipes import suggestion
 
 
@@ -72,7 +75,7 @@ class Parser(HfArgumentParser):
         raise ValueError(f"{message.rstrip('.')}. `python scripts/{self.prog} --help` lists every field.")
 
     def read(self, flags: list[str]) -> list[Any]:
-        """Returns the dataclasses that flags fill, and refuses what is none of their fields."""
+        """Returns the dataclasses that flags fill, and refuses what is none of their fields or fails in training."""
         *arguments, unknown = self.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
         )
@@ -80,7 +83,40 @@ class Parser(HfArgumentParser):
             name = unknown[0].lstrip("-").partition("=")[0]
             known = [action.dest for action in self._actions]
             raise ValueError(f"There is no field {name!r}{suggestion(name, known)} --help lists every field.")
+        _check_training(arguments[-1])
         return arguments
+
+    def flags(self, values: dict[str, Any]) -> list[str]:
+        """Returns the flags of a YAML file's fields."""
+        whole_numbers = {action.dest for action in self._actions if action.type is int}
+        flags = []
+        for name, value in values.items():
+            if isinstance(value, list):
+                flags += [f"--{name}", *map(str, value)]
+                continue
+            if isinstance(value, dict):
+                value = json.dumps(plain(value))
+            elif value is False:  # what YAML makes of `no`, which is also a name, as in eval_strategy
+                value = "no"
+            elif isinstance(value, float) and value.is_integer() and name in whole_numbers:  # 1e5
+                value = int(value)
+            flags += [] if value is None else [f"--{name}={value}"]
+        return flags
+
+
+def _check_training(args: TrainingArguments) -> None:
+    if args.batch_eval_metrics:
+        raise ValueError("batch_eval_metrics=true is not supported, for metrics are computed at once. Leave it out.")
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+        scheduler = get_scheduler(args.lr_scheduler_type, optimizer, 0, 10**6, args.lr_scheduler_kwargs)
+        for factor in getattr(scheduler, "lr_lambdas", []):
+            factor(1)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"lr_scheduler_kwargs={args.lr_scheduler_kwargs} does not suit lr_scheduler_type="
+            f"{plain(args.lr_scheduler_type)} with learning_rate={args.learning_rate}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SafeTrainingArguments]:
@@ -90,17 +126,13 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SafeTrainingA
     if argv and not argv[0].startswith("-"):
         path, *argv = argv
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            values = read_yaml(Path(path).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"Cannot read {path}: {reason}. The first argument is a YAML file of fields.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold `field: value` lines, and holds a {type(values).__name__}.")
-        for name, value in values.items():
-            if isinstance(value, list):
-                flags += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                flags += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+        flags = parser.flags(values)
     arguments = parser.read([*flags, *argv])
     started, used = int(os.environ.get("WORLD_SIZE", 1)), arguments[-1].world_size
     if started != used:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import runpy
 import shutil
@@ -18,8 +19,9 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import modeling_hc
@@ -411,3 +413,139 @@ def test_the_command_line_states_an_error_in_one_paragraph(source, tmp_path, mon
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "--reverse takes no option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.report(24, "convert a config.json without architectures")
+def test_a_checkpoint_without_architectures_is_a_causal_language_model(model_type, tmp_path, outcome):
+    source = residual(tmp_path / "source", model_type)
+    config = json.loads((source / "config.json").read_text())
+    (architecture,) = config.pop("architectures")
+    (source / "config.json").write_text(json.dumps(config))
+    to_hyper_connected(source, tmp_path / "target")
+    outcome("loads", "converts")
+    assert torch.equal(logits(source), logits(tmp_path / "target"))
+    assert json.loads((tmp_path / "target/config.json").read_text())["architectures"] == [f"HC{architecture}"]
+    _edit_config(tmp_path / "target", architectures=None)
+    to_residual(tmp_path / "target", tmp_path / "back")
+    assert torch.equal(logits(source), logits(tmp_path / "back"))
+
+
+@pytest.mark.report(24, "convert a config.json without architectures")
+def test_another_head_is_not_dropped_for_want_of_architectures(tmp_path):
+    import transformers
+
+    config = LlamaConfig(**SIZES, num_labels=3, tie_word_embeddings=True)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "source")
+    _edit_config(tmp_path / "source", architectures=None)
+    with pytest.raises(
+        ConversionError, match=r'score\.weight, .* "architectures": \["LlamaForSequenceClassification"\]'
+    ):
+        to_hyper_connected(tmp_path / "source", tmp_path / "target")
+
+
+TEXTS = [
+    "Hello world",
+    "  two leading spaces",
+    "line one\nline two\n\n\ttabbed",
+    "Größe, naïve café, 中文, 🙂",
+    "In 2026, 3.14159 and 1,000,000",
+    "<s>special</s> <|endoftext|> tokens",
+    "UPPER lower MiXed",
+    "don't  stop -- now...",
+    "",
+]
+# The form of tokenizer.json, and the class in tokenizer_config.json, None without such a file. "old" has a regular
+# expression that transformers mends in models of Mistral's of a certain age.
+DECLARED = [("metaspace", None), ("metaspace", "LlamaTokenizer")]
+DECLARED += [("bytes", None), ("bytes", "LlamaTokenizerFast"), ("bytes", "GPTNeoXTokenizer"), ("bytes", "old")]
+READ = """
+import json, pathlib, sys
+if sys.argv[1] == "without":
+    sys.modules["modeling_hc"] = None
+else:
+    import modeling_hc
+from transformers import AutoTokenizer
+texts, found = json.loads(sys.argv[2]), {}
+for folder in sys.argv[3:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=sys.argv[1] == "without")
+    ends = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
+    found[pathlib.Path(folder).name] = [[tokenizer(text)["input_ids"] for text in texts], *ends]
+print("FOUND" + json.dumps(found))
+"""
+
+
+def write_tokenizer(folder: Path, form: str, declared: str | None) -> None:
+    """A small BPE as published checkpoints have it, which the class for Llama's would read in its own way."""
+    tokenizer = Tokenizer(BPE(unk_token="<unk>", byte_fallback=form == "metaspace"))
+    if form == "metaspace":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    else:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    special = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if form == "bytes" else []
+    trainer = BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if declared:
+        values = {"tokenizer_class": declared, "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+        if declared == "old":
+            values |= {"tokenizer_class": "LlamaTokenizer", "fix_mistral_regex": True}
+            _edit_config(folder, transformers_version="4.40.0")
+        (folder / "tokenizer_config.json").write_text(json.dumps(values))
+
+
+def read_tokenizers(folders: list[Path], package: str) -> dict[str, list]:
+    """What fresh processes make of the texts, with the package, or without it and with `trust_remote_code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, package, json.dumps(TEXTS), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.rpartition("FOUND")[2])
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.report(7, "convert a checkpoint, load its tokenizer")
+def test_a_converted_folder_tokenizes_as_its_parent_with_and_without_this_package(model_type, tmp_path, outcome):
+    model = residual(tmp_path / "model", model_type)
+    parents = []
+    for form, declared in DECLARED:
+        parent = shutil.copytree(model, tmp_path / f"{form}-{declared}")
+        write_tokenizer(parent, form, declared)
+        to_hyper_connected(parent, tmp_path / f"{parent.name}-converted")
+        to_residual(tmp_path / f"{parent.name}-converted", tmp_path / f"{parent.name}-back")
+        hc_class = type(AutoModelForCausalLM.from_pretrained(tmp_path / f"{parent.name}-converted"))
+        hc_class.from_pretrained(parent).save_pretrained(tmp_path / f"{parent.name}-saved")
+        AutoTokenizer.from_pretrained(parent).save_pretrained(tmp_path / f"{parent.name}-saved")
+        parents.append(parent)
+    expected = {}
+    for parent in parents:
+        stock = AutoTokenizer.from_pretrained(parent)
+        tokens = [stock(text)["input_ids"] for text in TEXTS]
+        expected[parent.name] = [tokens, stock.bos_token, stock.eos_token, stock.unk_token, stock.pad_token]
+    assert len({json.dumps(tokens) for tokens, *_ in expected.values()}) > 1
+    for package, kinds in (("with", ["converted", "saved", "back"]), ("without", ["converted", "saved"])):
+        found = read_tokenizers([tmp_path / f"{parent.name}-{kind}" for parent in parents for kind in kinds], package)
+        for name, (texts, *_) in expected.items():
+            for kind in kinds:
+                tokens = found[f"{name}-{kind}"]
+                same = sum(map(list.__eq__, tokens[0], texts))
+                outcome(f"{name}: 9 of 9 texts", f"{kind}, {package} the package: {same} of 9 texts")
+        assert found == {f"{name}-{kind}": tokens for name, tokens in expected.items() for kind in kinds}
+
+
+@pytest.mark.report(7, "convert a checkpoint, load its tokenizer")
+def test_a_tokenizer_that_cannot_be_loaded_and_one_with_code_of_its_own_are_copied_as_they_are(source, tmp_path):
+    (source / "tokenizer.json").write_text("{")
+    to_hyper_connected(source, tmp_path / "broken")
+    assert (tmp_path / "broken/tokenizer.json").read_text() == "{"
+    write_tokenizer(source, "bytes", "PreTrainedTokenizerFast")
+    config = source / "tokenizer_config.json"
+    config.write_text(json.dumps({"auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}, "tokenizer_class": "X"}))
+    to_hyper_connected(source, tmp_path / "own")
+    assert (tmp_path / "own/tokenizer_config.json").read_bytes() == config.read_bytes()

@@ -5,8 +5,10 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -298,3 +301,54 @@ def test_the_command_fails_without_a_traceback(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("eval/run.py: Model") and "Traceback" not in result.stderr
+
+
+def _generating_task(folder: Path) -> str:
+    """Writes a task that is scored by what a model writes; returns its name."""
+    rows = [{"question": f"{i} and {i}", "answer": str(2 * i)} for i in range(3)]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "written_task.yaml").write_text(
+        f"task: written_task\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/items.jsonl}}}}\n"
+        "output_type: generate_until\ntest_split: test\ndoc_to_text: question\ndoc_to_target: answer\n"
+        "generation_kwargs: {until: ['\\n'], max_gen_toks: 4}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return "written_task"
+
+
+@pytest.mark.report(3, "evaluation on a task that generates text, then anything")
+def test_a_folder_stays_whole_after_an_evaluation_of_written_answers(
+    residual: str, converted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Callable
+) -> None:
+    monkeypatch.setattr(run, "OUR_TASKS", tmp_path)
+    run.task_manager.cache_clear()
+    models = [str(shutil.copytree(folder, tmp_path / Path(folder).name)) for folder in (residual, converted)]
+    for number in range(2):
+        report = evaluate(tmp_path / f"{number}.json", *models, "--tasks", _generating_task(tmp_path))
+    run.task_manager.cache_clear()
+    values = report["results"]["written_task"]["exact_match"]
+    outcome(values["residual"]["value"], values["hc"]["value"])
+
+    card = tmp_path / "hc" / "README.md"
+    metadata = yaml.safe_load(card.read_text().split("---")[1])
+    (entry,) = (e for e in metadata["model-index"][0]["results"] if e["dataset"]["name"] == "written_task")
+    assert entry["metrics"][0]["value"] == values["hc"]["value"]
+    (result,) = (r for r in ModelCard.load(card).data.eval_results if r.dataset_name == "written_task")
+    assert (result.metric_type, type(result.metric_value)) == ("exact_match", float)
+    push = [sys.executable, str(ROOT / "scripts/push_to_hub.py"), str(tmp_path / "hc"), "somebody/model", "--dry_run"]
+    assert subprocess.run(push, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("family", ["residual", "converted"])
+@pytest.mark.report(24, "evaluation with a tokenizer that has neither beginning nor end")
+def test_a_tokenizer_with_neither_beginning_nor_end_is_refused_before_anything_is_run(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest, outcome: Callable
+) -> None:
+    folder = shutil.copytree(request.getfixturevalue(family), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(SystemExit, match="neither a beginning- nor an end-of-text token") as stopped:
+        run.main([str(folder), "--tasks", "stdlib"])
+    outcome("a traceback", "refused by name")
+    assert len(stopped.value.code.splitlines()) == 1

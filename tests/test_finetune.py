@@ -4,16 +4,27 @@
 import json
 import random
 import runpy
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from modeling_hc import HCLlamaForSequenceClassification, HCOlmoeConfig
 from modeling_hc.conversion import to_hyper_connected
@@ -201,3 +212,135 @@ def test_a_label_that_training_never_showed_is_refused(twin, data, tmp_path, mon
     other.write_text("text,label\nthe oak,wood\n")
     with pytest.raises(SystemExit, match="label 'wood'"):
         run("finetune_classifier.py", monkeypatch, *classify(twin, (data[0], other), tmp_path / "run"))
+
+
+def table(path: Path, rows: list[tuple[object, object]]) -> Path:
+    """Writes a CSV as people do, or JSON lines."""
+    if path.suffix == ".csv":
+        path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    else:
+        path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return path
+
+
+def classifier(folder: Path) -> dict[str, int]:
+    """The classes of a saved classifier."""
+    return json.loads((folder / "config.json").read_text())["label2id"]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "classes"),
+    [
+        (["NA", "null", "None", "nan", "n/a"], ["nan", "null"], ["NA", "None", "n/a", "nan", "null"]),
+        (["0", "1"], ["0.0", "1.0"], ["0", "1"]),
+        (["0.0", "1.0"], ["0", "1"], ["0", "1"]),
+        (["1.5", "2.0"], ["2", "1.5"], ["1.5", "2"]),
+        (["007", "07"], ["007", "07"], ["007", "07"]),
+        (["True", "False"], ["TRUE", "false"], ["False", "True"]),
+        (["True", "False"], [True, False], ["False", "True"]),
+        ([0, 1], [0.0, 1.0], ["0", "1"]),
+        ([0.0, 1.0], ["0", "1"], ["0", "1"]),
+    ],
+)
+@pytest.mark.report(17, "tables as spreadsheets and pandas leave them")
+def test_labels_of_tables_are_the_classes_that_people_mean(
+    train, validation, classes, twin, tmp_path, monkeypatch, outcome
+):
+    def write(name: str, labels: list[object]) -> Path:
+        """What pandas would read otherwise, or anything but text, as JSON."""
+        suffix = "csv" if all(isinstance(label, str) for label in labels) else "jsonl"
+        return table(tmp_path / f"{name}.{suffix}", [("an iron bar", label) for label in labels])
+
+    files = write("train", train), write("validation", validation)
+    run("finetune_classifier.py", monkeypatch, *classify(twin, files, tmp_path / "run"), "--max_steps=1")
+    outcome(f"{len(classes)} classes", f"{len(classifier(tmp_path / 'run'))} classes")
+    assert classifier(tmp_path / "run") == {name: i for i, name in enumerate(classes)}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "parquet", "JSONL"])
+@pytest.mark.report(17, "tables as spreadsheets and pandas leave them")
+def test_no_text_of_a_table_is_lost_or_changed(suffix, tmp_path, monkeypatch, outcome):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = runpy.run_path(str(SCRIPTS / "finetune_classifier.py"))
+    texts = ["NA", "null", "007", "1.50", "True", " two words ", 'a "quoted", text']
+    frame = pandas.DataFrame({"id": [*range(6), None], "text": texts, "label": ["a", "None"] * 3 + ["a"]})
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        frame.to_parquet(path)
+    elif suffix == "JSONL":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
+    args = script["ClassifierArguments"](str(tmp_path), [str(path)], [str(path)])
+    rows = script["load_rows"](args, "train_files")
+    outcome(f"{len(texts)} texts", f"{len(rows)} texts")
+    assert rows["text"] == texts
+    assert rows["label"] == ["a", "None"] * 3 + ["a"]
+
+
+@pytest.mark.report(17, "tables as spreadsheets and pandas leave them")
+def test_rows_without_text_or_label_are_counted_where_they_are_left_out(twin, data, tmp_path, monkeypatch, caplog):
+    rows = table(tmp_path / "rows.csv", [("a", "x"), ("b", "y"), ("", "x"), ("c", ""), ("", "")])
+    run("finetune_classifier.py", monkeypatch, *classify(twin, (rows, rows), tmp_path / "run"), "--max_steps=1")
+    told = "train_files: 3 of 5 rows are left out: 2 without a text in 'text', 2 without a label in 'label'."
+    assert told in [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("padding", ["none", "the end of text"])
+@pytest.mark.parametrize("model", ["parent", "twin"])
+@pytest.mark.report(10, "a classifier on a checkpoint without a padding token")
+def test_a_checkpoint_without_a_padding_token_pads_with_its_end_of_text(
+    model, padding, data, tmp_path, monkeypatch, request, caplog, outcome
+):
+    source, folder = request.getfixturevalue(model), tmp_path / "unpadded"
+    AutoModelForCausalLM.from_pretrained(source, pad_token_id=None).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.pad_token = None if padding == "none" else tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    run("finetune_classifier.py", monkeypatch, *classify(folder, data, tmp_path / "run"))
+    saved, config = AutoTokenizer.from_pretrained(tmp_path / "run"), AutoConfig.from_pretrained(tmp_path / "run")
+    assert (saved.pad_token, config.pad_token_id) == (saved.eos_token, saved.eos_token_id)
+    assert ("has no padding token" in caplog.text) == (padding == "none")
+
+    # What is padded is read as what is not.
+    classes = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").eval()
+    with torch.no_grad():
+        batch = classes(**saved(["an iron bar", "the apple and the pear are ripe"], padding=True, return_tensors="pt"))
+        alone = classes(**saved("an iron bar", return_tensors="pt"))
+    torch.testing.assert_close(batch.logits[:1], alone.logits, rtol=1e-4, atol=1e-5)
+    accuracy = json.loads((tmp_path / "run" / "metrics.json").read_text())["eval_accuracy"]
+    outcome("accuracy > 0.9", f"accuracy {accuracy:.2f}")
+    assert accuracy > 0.9
+
+
+@pytest.mark.report(10, "a classifier on a checkpoint without a padding token")
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused_before_training(twin, data, tmp_path, monkeypatch):
+    shutil.copytree(twin, tmp_path / "bare")
+    tokenizer = AutoTokenizer.from_pretrained(twin)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    with pytest.raises(SystemExit, match="neither a padding nor an end-of-text token"):
+        run("finetune_classifier.py", monkeypatch, *classify(tmp_path / "bare", data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["parent", "twin"])
+@pytest.mark.report(21, "--bf16_full_eval, --fp16_full_eval")
+def test_a_classifier_that_is_evaluated_in_half_precision_is_published_as_it_was_trained(
+    model, data, tmp_path, monkeypatch, request
+):
+    flags = [*classify(request.getfixturevalue(model), data, tmp_path / "run"), "--max_steps=2"]
+    run("finetune_classifier.py", monkeypatch, *flags, "--bf16_full_eval=true", "--eval_do_concat_batches=false")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run/model.safetensors").values()} == {torch.float32}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()).keys() >= {"eval_accuracy", "eval_macro_f1"}
+
+
+@pytest.mark.report(22, "an evaluation that fails after training")
+def test_a_classifier_is_published_before_an_evaluation_can_fail(twin, data, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("an evaluation that fails")
+
+    monkeypatch.setattr(Trainer, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="an evaluation that fails"):
+        run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "run"), "--max_steps=1")
+    assert HCLlamaForSequenceClassification.from_pretrained(tmp_path / "run").num_parameters()

@@ -3,6 +3,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,36 @@ def test_training_is_the_same_bit_for_bit_with_and_without_the_callback(variant:
         return [(entry.get("loss"), entry.get("eval_loss")) for entry in entries]
 
     assert losses(others) == losses(plain.state.log_history)
+
+
+class AveragingTrainer(Trainer):
+    """Keeps averages of its steps for the next log entry, as TRL's trainers do."""
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.kept = [*getattr(self, "kept", []), loss.item()]
+        return loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if getattr(self, "kept", None):
+            logs = logs | {"average": sum(self.kept) / len(self.kept)}
+            self.kept = []
+        super().log(logs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("variant", ["residual", "DHC"])
+@pytest.mark.report(24, "ConnectionHealth beside TRL's averages")
+def test_averages_that_a_trainer_keeps_for_its_log_stay_in_their_entries(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Callable
+) -> None:
+    monkeypatch.setitem(globals(), "Trainer", AveragingTrainer)
+    entries = [train(tmp_path, variant, watched).state.log_history for watched in (False, True)]
+    averages = [
+        [(entry["step"], entry["average"], "loss" in entry) for entry in log if "average" in entry] for log in entries
+    ]
+    outcome(*(f"averages beside the loss: {sum(beside for *_, beside in found)}" for found in averages))
+    assert averages[0] == averages[1]
+    assert any("health_input_cosine" in entry for entry in entries[1])
 
 
 def test_a_carry_that_amplifies_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

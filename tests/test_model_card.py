@@ -1,19 +1,34 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """The card that a saved model carries says what is true and survives what is quoted into it."""
 
+import datetime
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import yaml
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoModelForSequenceClassification
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM
 from modeling_hc.model_card_hc import add_evaluation, add_training
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+from records import write_json  # noqa: E402
+
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 
 
-def result(task: str, value: float, **setting: int) -> EvalResult:
+def result(task: str, value: Any, **setting: Any) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         dataset_type=task,
@@ -83,3 +98,57 @@ def test_a_card_of_the_user_is_left_alone(folder: Path) -> None:
     assert not add_training(folder, "python train.py", {"Data": "text"})
     assert not add_evaluation(folder, [result("arc", 0.1)])
     assert (folder / "README.md").read_text() == "---\nlicense: mit\n---\nmine"
+
+
+VALUES = {
+    "a float of numpy": (np.float64(0.25), 0.25),
+    "a small float of numpy": (np.float32(0.5), 0.5),
+    "a whole number of numpy": (np.int64(3), 3),
+    "a truth value of numpy": (np.bool_(True), True),
+    "a tensor": (torch.tensor(2.0), 2.0),
+    "an array": (np.arange(2), [0, 1]),
+    "a tuple": ((1, "b"), [1, "b"]),
+    "no number": (math.nan, "NaN"),
+    "no number of numpy": (np.float32("nan"), "NaN"),
+    "infinity": (math.inf, "Infinity"),
+    "less than anything": (-math.inf, "-Infinity"),
+    "a date": (datetime.date(2026, 1, 2), "2026-01-02"),
+    "a path": (Path("runs/mine"), "runs/mine"),
+    "a dtype": (torch.bfloat16, "torch.bfloat16"),
+    "a strategy": (IntervalStrategy.STEPS, "steps"),
+    "a dictionary": ({1: {"beta": np.float32(0.5)}}, {"1": {"beta": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.report(3, "values of other libraries in cards and records")
+def test_any_value_is_written_so_that_a_safe_loader_reads_it(name: str, folder: Path, outcome: Callable) -> None:
+    value, expected = VALUES[name]
+
+    assert add_evaluation(folder, [result("arc", value, setting=value)])
+    assert add_training(folder, "python train.py", {"Data": value}, [value])
+    write_json(folder / "record.json", {"value": value})
+
+    metadata = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
+    outcome(repr(value), repr(metric["value"]))
+    assert metric["value"] == expected and type(metric["value"]) is type(expected)
+    assert metric["args"] == {"setting": expected}
+    assert metadata["datasets"] == [expected]
+    assert json.loads((folder / "record.json").read_text(), parse_constant=pytest.fail) == {"value": expected}
+    assert add_evaluation(folder, [result("piqa", value)])
+    assert len(ModelCard.load(folder / "README.md").data.eval_results) == 2
+
+
+@pytest.mark.report(3, "a card that an earlier version made unreadable")
+def test_a_card_that_cannot_be_read_is_left_alone_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    card = (folder / "README.md").read_text()
+    broken = card.replace("---", "---\nvalue: !!python/object/apply:numpy.float64 [1]", 1)
+    (folder / "README.md").write_text(broken)
+    assert not add_training(folder, "python train.py", {"Data": "text"})
+    assert not add_evaluation(folder, [result("arc", 0.1)])
+    assert (folder / "README.md").read_text() == broken
+    assert "README.md stays as it is" in caplog.text
+    push = [sys.executable, str(SCRIPTS / "push_to_hub.py"), str(folder), "somebody/model", "--dry_run"]
+    done = subprocess.run(push, capture_output=True, text=True)
+    assert done.returncode == 1 and "README.md cannot be read" in done.stderr and "Traceback" not in done.stderr

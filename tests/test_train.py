@@ -406,3 +406,163 @@ def test_bad_input_is_refused_in_one_paragraph_before_anything_is_written(case, 
     assert len(message) < 900 and message.count("\n") <= 2, message
     assert not (broken / "bad").exists()
     assert before == {path: path.stat().st_mtime_ns for path in residual.rglob("*")}
+
+
+EVALUATED = {"eval_steps": 2, "save_steps": 2, "eval_on_start": False}
+
+
+def held_out_loss(home: Path, folder: Path) -> float:
+    """Of the model in a run folder, on the held-out text as the script packs it."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    args = DataArguments(train_files=[str(home / "validation.jsonl")], validation_documents=0, block_size=32)
+    blocks, _ = make_blocks(load_documents(args)[0], "held-out", AutoTokenizer.from_pretrained(folder), args)
+    ids = torch.tensor(blocks["input_ids"])
+    with torch.no_grad():
+        return model(ids, labels=ids).loss.item()
+
+
+@pytest.mark.parametrize("model", ["llama", "hc"])
+@pytest.mark.report(13, "load_best_model_at_end")
+def test_card_and_record_report_the_weights_that_are_published(home, model, outcome):
+    """The best evaluation is the one of the highest loss here, so that it is not the last."""
+    folder = run(
+        home,
+        f"best-{model}",
+        config=f"{home}/{model}.json",
+        load_best_model_at_end=True,
+        greater_is_better=True,
+        max_steps=8,
+        **EVALUATED,
+    )
+    record, loss = json.loads((folder / "run.json").read_text()), held_out_loss(home, folder)
+    outcome(f"published {loss:.4f}", f"reported {record['results']['eval_loss']:.4f}")
+    evaluations = history(folder, "eval_loss")
+    assert len(evaluations) == 4 and evaluations[-1] < evaluations[0] - 0.1
+    assert record["results"]["eval_loss"] == evaluations[0] == pytest.approx(loss, rel=1e-5)
+    assert (record["published_step"], record["steps"]) == (2, 8)
+    if model == "hc":
+        card = (folder / "README.md").read_text()
+        assert f"| Held-out loss | {record['results']['eval_loss']} |" in card
+        assert f"these are the weights after step {record['published_step']} |" in card
+
+
+@pytest.mark.parametrize("model", ["llama", "hc"])
+@pytest.mark.parametrize("flag", ["bf16_full_eval", "fp16_full_eval"])
+@pytest.mark.report(21, "--bf16_full_eval, --fp16_full_eval")
+def test_an_evaluation_in_half_precision_leaves_the_published_weights_as_they_were_trained(home, model, flag, outcome):
+    folder = run(home, f"{flag}-{model}", config=f"{home}/{model}.json", eval_strategy="no", **{flag: True})
+    published, trained = load_file(folder / "model.safetensors"), load_file(folder / "checkpoint-6/model.safetensors")
+    outcome(*({str(tensor.dtype) for tensor in weights.values()} for weights in (trained, published)))
+    assert {tensor.dtype for tensor in published.values()} == {torch.float32}
+    assert all(torch.equal(published[name], trained[name]) for name in trained)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    assert history(folder, "eval_loss")
+
+
+@pytest.mark.parametrize("model", ["llama", "hc"])
+@pytest.mark.report(22, "--eval_do_concat_batches false, and other settings of evaluations")
+def test_an_evaluation_finds_the_same_however_it_collects_its_batches(home, model, outcome):
+    expected = history(run(home, f"evaluated-{model}", config=f"{home}/{model}.json", max_steps=3), "eval_loss")
+    for number, settings in enumerate(
+        [{"eval_do_concat_batches": False}, {"eval_accumulation_steps": 1}, {"eval_use_gather_object": True}]
+    ):
+        folder = run(home, f"evaluated-{model}-{number}", config=f"{home}/{model}.json", max_steps=3, **settings)
+        found = history(folder, "eval_loss")
+        outcome(f"{expected[-1]:.4f}", f"{found[-1]:.4f}")
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert history(folder, "eval_bits_per_byte")
+    with pytest.raises(SystemExit, match="batch_eval_metrics=true is not supported"):
+        run(home, "batch-metrics", batch_eval_metrics=True)
+
+
+@pytest.mark.parametrize("model", ["llama", "hc"])
+@pytest.mark.report(22, "an evaluation that fails after training")
+def test_a_finished_training_is_published_before_an_evaluation_can_fail(home, model, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("an evaluation that fails")
+
+    monkeypatch.setattr(train.SafeTrainer, "evaluate", fail)
+    name = f"unevaluated-{model}"
+    with pytest.raises(RuntimeError, match="an evaluation that fails"):
+        run(home, name, config=f"{home}/{model}.json", eval_strategy="no")
+    folder = home / name
+    published, trained = load_file(folder / "model.safetensors"), load_file(folder / "checkpoint-6/model.safetensors")
+    assert all(torch.equal(published[key], trained[key]) for key in trained)
+    assert json.loads((folder / "run.json").read_text())["tokens_seen"] == 6 * 4 * 32
+    assert len(history(folder, "loss")) == 6
+    assert model == "llama" or "| Steps | 6 |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("report_to", ["none", "tensorboard"])
+@pytest.mark.report(24, "a start that fails, and the next try")
+def test_a_start_that_fails_does_not_block_the_next(home, report_to, resume, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    name = f"failed-{report_to}-{resume}"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(train.SafeTrainer, "training_step", fail)
+        run(home, name, report_to=report_to)
+    assert not (home / name / "run.json").exists()
+    flags = ["--resume_from_checkpoint", "true"] if resume else []
+    folder = run(home, name, *flags, report_to=report_to, per_device_train_batch_size=2)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["tokens_seen"], len(record["commands"])) == (6 * 2 * 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("learning_rate: 3e-4", "learning_rate", 3e-4),
+        ("learning_rate: 1E-3", "learning_rate", 1e-3),
+        ("learning_rate: 5.e-4", "learning_rate", 5e-4),
+        ("max_steps: 1e5", "max_steps", 100_000),
+        ("max_steps: 1_000", "max_steps", 1000),
+        ("adam_epsilon: 1e-8", "adam_epsilon", 1e-8),
+        ("eval_strategy: no", "eval_strategy", "no"),
+        ("save_strategy: no", "save_strategy", "no"),
+        ("bf16_full_eval: yes", "bf16_full_eval", True),
+        ("run_name: 2024-01-01", "run_name", "2024-01-01"),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-5}",
+            "lr_scheduler_kwargs",
+            {"min_lr": 1e-5},
+        ),
+        (
+            "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 1_0, min_lr_ratio: 1e-1}",
+            "lr_scheduler_kwargs",
+            {"num_decay_steps": 10, "min_lr_ratio": 0.1},
+        ),
+    ],
+)
+@pytest.mark.report(14, "numbers in YAML as people write them")
+def test_numbers_in_yaml_are_read_as_people_write_them(text, field, value, home, outcome):
+    path = home / "numbers.yaml"
+    path.write_text(f"config: {home}/llama.json\noutput_dir: {home}/numbers\nuse_cpu: true\n{text}\n")
+    *_, args = parse([str(path)])
+    found = getattr(args, field)
+    outcome(yaml.safe_load(text).get(field), found)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "a little"}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"minimum": 1e-5}},
+        {"lr_scheduler_type": "cosine_with_min_lr"},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": "1e-7 or so"}},
+    ],
+)
+@pytest.mark.report(14, "numbers in YAML as people write them")
+def test_settings_of_a_scheduler_that_it_cannot_use_are_refused_before_the_folder_is_made(fields, home):
+    with pytest.raises(SystemExit, match=r"^train\.py: lr_scheduler_kwargs=.* lr_scheduler_type=\w+ "):
+        run(home, "unscheduled", **fields)
+    assert not (home / "unscheduled").exists()
+
+
+def test_a_flag_that_overrides_the_model_reads_numbers_as_yaml_does(home):
+    overrides = "initializer_range=2e-2,vocab_size=1_024,use_tanh=False"
+    config = train.model_config(ModelArguments(config=f"{home}/hc.json", config_overrides=overrides))
+    assert (config.initializer_range, config.vocab_size, config.use_tanh) == (2e-2, 1024, False)

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_hc import HyperConnectionConfigMixin
@@ -43,6 +44,7 @@ _COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
+    "tekken.json",
     "vocab*",
     "merges.txt",
     "*.model",
@@ -107,6 +109,7 @@ def to_hyper_connected(
         checkpoint.model.save_pretrained(folder, state_dict=_initial_values(checkpoint.model))
         _copy_weights(checkpoint, folder)
         _copy_companions(checkpoint.folder, folder)
+        _keep_tokenizer(source, revision, folder)
         return _verify(checkpoint, folder, hyper_connected=True)
 
 
@@ -133,6 +136,7 @@ def to_residual(source: str | os.PathLike, target: str | os.PathLike, revision: 
         _parent_config(checkpoint.model.config).save_pretrained(folder)
         _copy_weights(checkpoint, folder)
         _copy_companions(checkpoint.folder, folder)
+        _keep_tokenizer(source, revision, folder)
         return _verify(checkpoint, folder, hyper_connected=False)
 
 
@@ -210,6 +214,14 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
             f"{':' if count == 1 else '; the first:'} {first}. Download or save the checkpoint again."
         )
     surplus = sorted(info["unexpected_keys"])
+    heads = [name for name in surplus if name.startswith(("score.", "qa_outputs."))]
+    if heads and not config_dict.get("architectures"):
+        example = type(model).__name__.removeprefix("HC").replace("CausalLM", "SequenceClassification")
+        raise ConversionError(
+            f"{folder} has {heads[0]}, the head of another model than the causal language model that it is taken for, "
+            f'because {CONFIG_NAME} has no architectures. Write into it what it is, such as "architectures": '
+            f'["{example}"].'
+        )
     of_layers = [name for name in surplus if "layers" in name.split(".")]
     if of_layers:
         raise ConversionError(
@@ -239,6 +251,8 @@ def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[ty
         )
     names = {path.rpartition(".")[2]: auto for auto, path in by_type[model_type].auto_classes.items()}
     architecture = (config_dict.get("architectures") or [None])[0]
+    if architecture is None:  # as AutoModelForCausalLM takes it
+        return by_type[model_type], "AutoModelForCausalLM"
     hc_architecture = architecture if hyper_connected else f"HC{architecture}"
     if hc_architecture not in names:
         known = ", ".join(n if hyper_connected else n.removeprefix("HC") for n in names if not n.endswith("Config"))
@@ -353,7 +367,7 @@ def _require_residual_function(checkpoint: _Checkpoint) -> None:
 def _parent_config(config: PreTrainedConfig) -> PreTrainedConfig:
     added = {field.name for field in fields(HyperConnectionConfigMixin)} | {"auto_map", "model_type"}
     values = {name: value for name, value in config.to_dict().items() if name not in added}
-    values["architectures"] = [name.removeprefix("HC") for name in config.architectures]
+    values["architectures"] = [name.removeprefix("HC") for name in config.architectures or ()] or None
     return CONFIG_MAPPING[config.parent_model_type].from_dict(values)
 
 
@@ -437,6 +451,33 @@ def _copy_companions(source: Path, folder: Path) -> None:
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+
+
+def _keep_tokenizer(source: str | os.PathLike, revision: str | None, folder: Path) -> None:
+    """Makes AutoTokenizer find in the target what it finds in the source.
+
+    By what it chooses a class depends on the model type, which has changed, so the class is named in the target. Where
+    transformers also mends a tokenizer by model type, the mended one is saved.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception:  # there is none, or it cannot be loaded from the source either; each kind has its own exception
+        return
+    path = folder / TOKENIZER_CONFIG_FILE
+    values = _read_json(path) if path.is_file() else {}
+    if "auto_map" in values:
+        return
+    name = type(tokenizer).__name__
+    # Where mistral-common is not installed, the parent's is the other.
+    values["tokenizer_class"] = "TokenizersBackend" if name == "MistralCommonBackend" else name
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if _state(tokenizer) != _state(AutoTokenizer.from_pretrained(folder)):
+        tokenizer.save_pretrained(folder)
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(tokenizer).__name__, backend and backend.to_str()
 
 
 def _verify(source: _Checkpoint, folder: Path, hyper_connected: bool) -> str:
