@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from . import modeling_hc_llama, modeling_hc_mistral, modeling_hc_olmo, modeling_hc_olmoe
 from .configuration_hc import HCLlamaConfig, HCMistralConfig, HCOlmoConfig, HCOlmoeConfig
-from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
+from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHyperConnection
 from .modeling_hc_llama import (
     HCLlamaForCausalLM,
     HCLlamaForQuestionAnswering,
@@ -50,6 +50,7 @@ __all__ = [
     "HCOlmoeConfig",
     "HCOlmoeForCausalLM",
     "HCOlmoeModel",
+    "HyperConnection",
     "StaticHyperConnection",
     "parameter_groups",
 ]

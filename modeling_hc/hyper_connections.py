@@ -37,11 +37,12 @@ def _deepspeed_runs() -> bool:
     return comm is not None and comm.is_initialized()
 
 
-class StaticHyperConnection(nn.Module):
-    """Static hyper-connection (SHC): (alpha, beta) are learned and the same for every token.
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32))
 
-    At first the block reads stream `block_index mod N`, writes to all streams, and the streams are carried unmixed.
-    All streams then stay equal, which makes a fresh model a Pre-Norm residual network.
+
+class HyperConnection(nn.Module):
+    """What all variants share: the static coefficients, and parameters that stay fp32.
 
     Args:
         num_streams: N, at least 1.
@@ -57,8 +58,8 @@ class StaticHyperConnection(nn.Module):
         self.num_streams = num_streams
         self.hidden_size = hidden_size
         self.block_index = block_index
-        for name, value in self.initial_values().items():
-            self.register_parameter(name, nn.Parameter(value))
+        self.alpha_bias = _parameter(num_streams, 1 + num_streams)
+        self.beta_bias = _parameter(num_streams)
 
     def initial_values(self) -> dict[str, Tensor]:
         """Returns the initial value of every parameter by name, fp32: B = 1, A_m = e_(k mod N), A_r = I (Eq. 14)."""
@@ -68,6 +69,11 @@ class StaticHyperConnection(nn.Module):
             "alpha_bias": torch.cat([read, carry], dim=1),
             "beta_bias": torch.ones(self.num_streams, dtype=torch.float32),
         }
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for name, value in self.initial_values().items():
+            getattr(self, name).copy_(value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """nn.Module's, which is behind `to`, `half`, `cuda` and the like; parameters are fp32 or wider after it.
@@ -94,6 +100,24 @@ class StaticHyperConnection(nn.Module):
                 "before training."
             )
 
+    def extra_repr(self) -> str:
+        return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
+
+
+class StaticHyperConnection(HyperConnection):
+    """Static hyper-connection (SHC): (alpha, beta) are learned and the same for every token.
+
+    At first the block reads stream `block_index mod N`, writes to all streams, and the streams are carried unmixed.
+    All streams then stay equal, which makes a fresh model a Pre-Norm residual network.
+
+    Args:
+        num_streams, hidden_size, block_index: see `HyperConnection`.
+    """
+
+    def __init__(self, num_streams: int, hidden_size: int, block_index: int) -> None:
+        super().__init__(num_streams, hidden_size, block_index)
+        self.reset_parameters()
+
     def forward(self, streams: Tensor, *unwritten: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reads the block's input.
 
@@ -110,15 +134,12 @@ class StaticHyperConnection(nn.Module):
         streams, block_input = boundary(streams, unwritten, self.alpha_bias)
         return streams, block_input, self.alpha_bias, self.beta_bias
 
-    def extra_repr(self) -> str:
-        return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
 
-
-class DynamicHyperConnection(StaticHyperConnection):
+class DynamicHyperConnection(HyperConnection):
     """Dynamic hyper-connection (DHC): a token's streams move its coefficients around the learned static ones.
 
     Args:
-        num_streams, hidden_size, block_index: see `StaticHyperConnection`.
+        num_streams, hidden_size, block_index: see `HyperConnection`.
         use_tanh: False gives the paper's "W/O tanh" variant.
         eps: of the norm over each stream; the paper states none.
         centered: True for LayerNorm, False for RMSNorm.
@@ -139,17 +160,21 @@ class DynamicHyperConnection(StaticHyperConnection):
         centered: bool = False,
         affine: bool = True,
     ) -> None:
-        self.affine = affine
         super().__init__(num_streams, hidden_size, block_index)
         self.use_tanh = use_tanh
         self.eps = eps
         self.centered = centered
+        self.affine = affine
+        self.alpha_weight = _parameter(1 + num_streams, hidden_size)
+        self.beta_weight = _parameter(hidden_size)
+        self.alpha_scale = _parameter(1)  # not a scalar, which FSDP2 cannot shard
+        self.beta_scale = _parameter(1)
+        if affine:
+            self.norm = _parameter(hidden_size)
+        self.reset_parameters()
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Adds W_m = W_r = W_beta = 0 (Eq. 14), s_alpha = s_beta = 0.01 (Algorithm 2) and the norm's ones.
-
-        The gates are `[1]`, not scalars: FSDP2 cannot shard a scalar.
-        """
+        """Adds W_m = W_r = W_beta = 0 (Eq. 14), s_alpha = s_beta = 0.01 (Algorithm 2) and the norm's ones."""
         values = super().initial_values() | {
             "alpha_weight": torch.zeros(1 + self.num_streams, self.hidden_size, dtype=torch.float32),
             "beta_weight": torch.zeros(self.hidden_size, dtype=torch.float32),

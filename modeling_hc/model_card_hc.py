@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .hyper_connections import StaticHyperConnection
+from .hyper_connections import HyperConnection
 
 logger = logging.get_logger(__name__)
 
@@ -152,9 +152,7 @@ def _introduction(model: PreTrainedModel) -> str:
     variant = f"{'DHC' if config.connection == 'dynamic' else 'SHC'}x{config.num_streams}"
     if config.connection == "dynamic" and not config.use_tanh:
         variant += " W/O tanh"
-    in_connections = sum(
-        p.numel() for m in model.modules() if isinstance(m, StaticHyperConnection) for p in m.parameters()
-    )
+    in_connections = sum(p.numel() for m in model.modules() if isinstance(m, HyperConnection) for p in m.parameters())
     facts = [
         ("Architecture", f"`{type(model).__name__}`: `{config.parent_model_type}` with hyper-connections"),
         ("Variant", f"{variant} ({config.connection}, {config.num_streams} residual streams)"),

@@ -11,10 +11,8 @@ state-dict keys stay upstream's.
                                 H = depth_connection(H, y, alpha, beta)
 """
 
-import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -24,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -34,7 +32,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
 from .dispatch_hc import depth_connection, needs_reference
 from .functional_hc import close_streams, open_streams
-from .hyper_connections import DynamicHyperConnection, StaticHyperConnection
+from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHyperConnection
+from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
 from .recompute_hc import StreamRecompute
 
@@ -57,7 +56,7 @@ class HCDecoderLayerMixin:
         """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
         return {"eps": self.config.rms_norm_eps}
 
-    def _hyper_connection(self, block_index: int) -> StaticHyperConnection:
+    def _hyper_connection(self, block_index: int) -> HyperConnection:
         sizes = self.config.num_streams, self.config.hidden_size, block_index
         if self.config.connection == "static":
             return StaticHyperConnection(*sizes)
@@ -129,7 +128,8 @@ class HCPreTrainedModelMixin:
     def __init__(self, config: PreTrainedConfig) -> None:
         # Upstream's heads build their decoder with AutoModel. In a shared folder, the configuration is of a class that
         # no file of ours can import.
-        AutoModel.register(type(config), self.decoder_class, exist_ok=True)
+        if type(config) not in AutoModel._model_mapping:
+            AutoModel.register(type(config), self.decoder_class)
         super().__init__(config)
 
     @classmethod
@@ -141,11 +141,7 @@ class HCPreTrainedModelMixin:
         ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Upstream's, which also refuses a checkpoint that is not whole or has other hyper-connections, and pickles.
-
-        A checkpoint may lack its hyper-connections, as a residual one does, or its head, and they start at their
-        initial values. Upstream would start single tensors so, too, drop what has no place, and say it in a table.
-        Upstream would also read pickles, and shards outside of a folder.
+        """Upstream's, which also rejects incomplete checkpoints, foreign hyper-connections and pickles (`loading_hc`).
 
         Raises:
             ValueError: a tensor of the network is missing, a hyper-connection has no place in the model or is there
@@ -169,40 +165,12 @@ class HCPreTrainedModelMixin:
                 **kwargs | {"use_safetensors": True},
             )
         except (OSError, SafetensorError) as error:
-            damaged = _damaged_file(folder)
-            if damaged is None and any(folder.glob("*.safetensors")):
+            if (reason := damage(pretrained_model_name_or_path, folder)) is None:
                 raise
-            raise OSError(
-                f"The weights of {damaged or pretrained_model_name_or_path} cannot be read: "
-                f"{str(error).rstrip('.')}. Weights are read from safetensors files only, because pickles such as "
-                "pytorch_model.bin can run code. Download or copy the checkpoint again, or, if it has other files, "
-                "ask for one that save_pretrained wrote."
-            ) from error
+            raise OSError(f"{reason} ({' '.join(str(error).split())})") from error
         except RuntimeError as error:
             raise RuntimeError(f"{where} {' '.join(str(error).split())}") from error
-        if info["mismatched_keys"] and not ignore_mismatched_sizes:
-            key, found, expected = min(info["mismatched_keys"])
-            raise RuntimeError(
-                f"{where} {key} has shape {list(found)}, and the configuration asks for {list(expected)}. Load it "
-                "with the fields of its own config.json, or start such tensors anew with ignore_mismatched_sizes=True."
-            )
-        # The connections of layers that the model does not have are left out with their layers.
-        modules = dict(model.named_modules())
-        dropped = sorted(k for k in info["unexpected_keys"] if "_hc." in k and k.rpartition(".")[0] in modules)
-        if dropped and any("_hc." in key for key in model.state_dict().keys() - set(info["missing_keys"])):
-            raise ValueError(
-                f"{where} it has {dropped[0]}, for which connection={model.config.connection!r} has no place. Load it "
-                "with the fields of its own config.json."
-            )
-        expected = Counter(map(_kind, model.state_dict()))
-        missing = Counter(map(_kind, info["missing_keys"]))
-        if lost := sorted(key for key in info["missing_keys"] if missing[_kind(key)] < expected[_kind(key)]):
-            raise ValueError(f"{where} it lacks {lost[0]}, which it has for other layers. Download or save it again.")
-        prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
-        network = {key for key in model.state_dict() if key.startswith(prefix) and "_hc." not in key}
-        lost = network & set(info["missing_keys"]) - {key for key, *_ in info["mismatched_keys"]}
-        if lost and lost != network:  # all of it, where another name of the network asks for that, as upstream's do
-            raise ValueError(f"{where} it lacks {min(lost)}. Download or save it again.")
+        check_fit(model, info, where, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -229,17 +197,14 @@ class HCPreTrainedModelMixin:
         return {name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|norm)$", name)}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """Upstream's, told that this is no custom code, which it does not trust to spare what is loaded already.
-
-        It passes over a module of custom code that has no parameters of its own, such as a decoder layer.
-        """
+        """Calls upstream's with is_custom_code=False; for custom code it would re-initialise loaded weights."""
         super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Upstream's initialisation, then the paper's: Eq. 14, and the std of the output projections (Section 4)."""
         super()._init_weights(module)
-        if isinstance(module, StaticHyperConnection):
+        if isinstance(module, HyperConnection):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
         elif module._parameters:
@@ -292,7 +257,7 @@ class HCPreTrainedModelMixin:
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=("dp_replicate", "dp_shard"))
-        connections = [module for module in self.modules() if isinstance(module, StaticHyperConnection)]
+        connections = [module for module in self.modules() if isinstance(module, HyperConnection)]
         fully_shard(
             connections,
             mesh=mesh,
@@ -323,42 +288,6 @@ class HCPreTrainedModelMixin:
         if hasattr(self, "_model_card") and not HfApi().file_exists(repo_id, "README.md", **where):
             (Path(working_dir) / "README.md").write_text(self._model_card, encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-
-
-def shard_names(index: Path) -> list[str]:
-    """Returns the files that the index of a sharded checkpoint names, sorted.
-
-    Raises:
-        ValueError: the index is damaged, or names something else than safetensors files beside it.
-    """
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        content["metadata"].items()  # upstream takes it for granted
-        names = sorted(set(content["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged or not readable ({error!r}). Download or copy it again.") from error
-    if outside or not names:
-        raise ValueError(
-            f"{index} names {outside[0] if outside else 'nothing'!r}, and only safetensors files beside it are read. "
-            "Download or copy it again, from a source that you trust."
-        )
-    return names
-
-
-def _damaged_file(folder: Path) -> Path | None:
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (OSError, SafetensorError):
-            return path
-    return None
-
-
-def _kind(key: str) -> str:
-    """Returns the name of a parameter without the numbers of its layer and expert."""
-    return re.sub(r"\.\d+\.", ".*.", key)
 
 
 class HCModelMixin:

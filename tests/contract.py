@@ -35,7 +35,7 @@ from transformers import (
     pipeline,
 )
 
-from modeling_hc import StaticHyperConnection
+from modeling_hc import HyperConnection
 
 VOCABULARY = 99
 HC_SHAPES = {  # the names are frozen: shared checkpoints hold them
@@ -579,7 +579,7 @@ def coefficients_of(model: PreTrainedModel) -> list[Tensor]:
     hooks = [
         module.register_forward_hook(lambda _, __, outputs: found.extend(outputs[2:]))
         for module in model.modules()
-        if isinstance(module, StaticHyperConnection)
+        if isinstance(module, HyperConnection)
     ]
     model(**batch())
     for hook in hooks:

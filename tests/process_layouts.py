@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import train  # noqa: E402
 
 from modeling_hc.data import stdlib_files, train_tokenizer  # noqa: E402
-from modeling_hc.hyper_connections import StaticHyperConnection  # noqa: E402
+from modeling_hc.hyper_connections import HyperConnection  # noqa: E402
 
 SIZES = {
     "vocab_size": 320,
@@ -124,12 +124,12 @@ def run_script_and_look(folder: Path, fields: dict[str, Any], start_folder: Path
     """scripts/train.py, which also leaves what the first forward pass in training computed with."""
     found: dict[str, Any] = {}
     stored = AutoModelForCausalLM.from_pretrained(start_folder).named_modules()
-    expected = iter([(name, module) for name, module in stored if isinstance(module, StaticHyperConnection)])
+    expected = iter([(name, module) for name, module in stored if isinstance(module, HyperConnection)])
 
     def look(module: torch.nn.Module, inputs: tuple, outputs: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        if isinstance(module, StaticHyperConnection) and (at_first := next(expected, None)):
+        if isinstance(module, HyperConnection) and (at_first := next(expected, None)):
             name, connection = at_first
             pairs = zip(module.parameters(), connection.parameters(), strict=True)
             found[name] = {
@@ -165,7 +165,7 @@ def make_and_describe(family: str, connection: str, report: Path) -> None:
                 "initial": all(
                     torch.equal(module.get_parameter(key), value)
                     for module in model.modules()
-                    if isinstance(module, StaticHyperConnection)
+                    if isinstance(module, HyperConnection)
                     for key, value in module.initial_values().items()
                 ),
             }

@@ -19,13 +19,14 @@ ARROWS = {
     "autograd_hc": {"torch", "functional_hc"},
     "dispatch_hc": {"torch", "functional_hc", "autograd_hc", "recompute_hc", "triton_hc"},
     "recompute_hc": {"torch"},
-    "hyper_connections": {"torch", "dispatch_hc"},
+    "hyper_connections": {"torch", "transformers", "dispatch_hc"},
     "registration_hc": {"transformers"},
     "configuration_hc": {"transformers", "huggingface_hub", "registration_hc"},
     "model_card_hc": {"transformers", "huggingface_hub", "hyper_connections"},
+    "loading_hc": {"transformers", "safetensors"},
     "modeling_hc_common": {
         *("torch", "transformers", "huggingface_hub", "safetensors"),
-        *("functional_hc", "dispatch_hc", "hyper_connections", "model_card_hc", "recompute_hc"),
+        *("functional_hc", "dispatch_hc", "hyper_connections", "loading_hc", "model_card_hc", "recompute_hc"),
     },
     **{family: {"torch", "transformers", "configuration_hc", "modeling_hc_common"} for family in FAMILIES},
 }

@@ -34,8 +34,8 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_hc import HyperConnectionConfigMixin
-from ..hyper_connections import StaticHyperConnection
-from ..modeling_hc_common import shard_names
+from ..hyper_connections import HyperConnection
+from ..loading_hc import is_connection, shard_names
 
 # What belongs to a model beside its weights, configuration, code and card. Anything else, such as the optimizer of a
 # training run, stays behind.
@@ -200,7 +200,7 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
         raise ConversionError(str(error)) from error
     except RuntimeError as error:  # of weights of experts that cannot be joined
         raise ConversionError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
-    missing = sorted(name for name in info["missing_keys"] if hyper_connected or not _is_hc(name))
+    missing = sorted(name for name in info["missing_keys"] if hyper_connected or not is_connection(name))
     misshapen = sorted(info["mismatched_keys"])
     if missing or misshapen:
         first = f"{missing[0]} is missing" if missing else ""
@@ -315,7 +315,7 @@ def _require_memory(checkpoint: _Checkpoint) -> None:
 
 
 def _added_size(checkpoint: _Checkpoint) -> int:
-    return sum(value.nbytes for name, value in checkpoint.model.named_parameters() if _is_hc(name))
+    return sum(value.nbytes for name, value in checkpoint.model.named_parameters() if is_connection(name))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -328,15 +328,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ConversionError(f"{path} is damaged or not readable ({error}). Download or copy it again.") from error
 
 
-def _is_hc(name: str) -> bool:
-    return not {"attn_hc", "mlp_hc"}.isdisjoint(name.split("."))
-
-
 def _initial_values(model: PreTrainedModel) -> dict[str, Tensor]:
     return {
         f"{path}.{name}": value
         for path, module in model.named_modules()
-        if isinstance(module, StaticHyperConnection)
+        if isinstance(module, HyperConnection)
         for name, value in module.initial_values().items()
     }
 
@@ -415,7 +411,7 @@ def _progress(what: str, checkpoint: _Checkpoint) -> tqdm:
 
 def _copy_weights(source: _Checkpoint, folder: Path) -> None:
     """Copies the residual network's weights beside the hyper-connections, where `save_pretrained` left any."""
-    kept = {shard: [name for name in names if not _is_hc(name)] for shard, names in source.shards.items()}
+    kept = {shard: [name for name in names if not is_connection(name)] for shard, names in source.shards.items()}
     shards = [shard for shard, names in kept.items() if names]
     added = folder / SAFE_WEIGHTS_NAME
     count = len(shards) + added.exists()
@@ -503,7 +499,7 @@ def _verify_tensors(source: _Checkpoint, target: _Checkpoint) -> int:
         for shard, names in source.shards.items():
             with safe_open(source.folder / shard, "pt") as file:
                 for name in names:
-                    if _is_hc(name):
+                    if is_connection(name):
                         continue
                     tensor = file.get_tensor(name)
                     if not _same_bits(tensor, copy_of[name].get_tensor(name)):

@@ -1,0 +1,110 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""What `from_pretrained` accepts: whole checkpoints, in safetensors files, with the hyper-connections of the model.
+
+A checkpoint may lack its hyper-connections, as a residual one does, or its head; these start at their initial values.
+Upstream would re-initialise any other missing tensor as well, drop unexpected ones, and report both in a log table.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+
+def is_connection(name: str) -> bool:
+    """Returns whether a parameter, by its name, belongs to a hyper-connection."""
+    return "_hc." in name
+
+
+def shard_names(index: Path) -> list[str]:
+    """Returns the files that the index of a sharded checkpoint names, sorted.
+
+    Raises:
+        ValueError: the index is damaged, or names something else than safetensors files beside it.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["metadata"].items()  # upstream takes it for granted
+        names = sorted(set(content["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged or not readable ({error!r}). Download or copy it again.") from error
+    if outside or not names:
+        raise ValueError(
+            f"{index} names {outside[0] if outside else 'nothing'!r}, and only safetensors files beside it are read. "
+            "Download or copy it again, from a source that you trust."
+        )
+    return names
+
+
+def damage(name: str, folder: Path) -> str | None:
+    """Returns why the weights in a folder cannot be read, or None where all safetensors files are whole.
+
+    Args:
+        name: of the checkpoint.
+        folder: where it is, if that is a folder.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    damaged = next(filter(_is_damaged, files), None)
+    if files and damaged is None:
+        return None
+    return (
+        f"The weights of {damaged or name} cannot be read. Weights are read from safetensors files only, because "
+        "pickles such as pytorch_model.bin can run code. Download or copy the checkpoint again, or, if it has other "
+        "files, ask for one that save_pretrained wrote."
+    )
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt"):
+            return False
+    except (OSError, SafetensorError):
+        return True
+
+
+def check_fit(model: PreTrainedModel, info: dict[str, Any], where: str, ignore_mismatched_sizes: bool) -> None:
+    """Rejects a checkpoint that is not whole, or whose hyper-connections are not the model's.
+
+    Args:
+        model: as upstream loaded it.
+        info: upstream's loading info.
+        where: the start of a sentence: which checkpoint does not fit which class.
+        ignore_mismatched_sizes: accept tensors of another shape, which upstream has initialised.
+
+    Raises:
+        ValueError, RuntimeError: see `HCPreTrainedModelMixin.from_pretrained`.
+    """
+    keys, missing = set(model.state_dict()), set(info["missing_keys"])
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    if mismatched and not ignore_mismatched_sizes:
+        key, found, expected = min(info["mismatched_keys"])
+        raise RuntimeError(
+            f"{where} {key} has shape {list(found)}, and the configuration asks for {list(expected)}. Load it with "
+            "the fields of its own config.json, or start such tensors anew with ignore_mismatched_sizes=True."
+        )
+    # The connections of layers that the model does not have are left out with their layers.
+    modules = dict(model.named_modules())
+    foreign = [k for k in info["unexpected_keys"] if is_connection(k) and k.rpartition(".")[0] in modules]
+    if foreign and any(map(is_connection, keys - missing)):
+        raise ValueError(
+            f"{where} it has {min(foreign)}, for which connection={model.config.connection!r} has no place. Load it "
+            "with the fields of its own config.json."
+        )
+    in_model, in_none = Counter(map(_kind, keys)), Counter(map(_kind, missing))
+    if lost := [key for key in missing if in_none[_kind(key)] < in_model[_kind(key)]]:
+        raise ValueError(f"{where} it lacks {min(lost)}, which it has for other layers. Download or save it again.")
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    network = {key for key in keys if key.startswith(prefix) and not is_connection(key)}
+    lost = network & missing - mismatched
+    if lost and lost != network:  # all of it, where another name of the network asks for that, as upstream's do
+        raise ValueError(f"{where} it lacks {min(lost)}. Download or save it again.")
+
+
+def _kind(key: str) -> str:
+    """Returns the name of a parameter without the numbers of its layer and expert."""
+    return re.sub(r"\.\d+\.", ".*.", key)
