@@ -22,7 +22,7 @@ $(READY): requirements.txt setup.cfg pyproject.toml
 	touch $@
 
 demo: $(READY)  ## train, share and evaluate a residual Llama and its DHC x4 twin; writes runs/demo/report.html
-	$(BIN)/python scripts/demo.py
+	$(BIN)/modeling-hc demo
 
 # transformers' own model tests, which only its source distribution holds; the tests on them skip where this fails.
 $(SUITE): $(READY)
@@ -39,13 +39,13 @@ reports: $(READY)  ## repeat what users do that once failed, with the stock mode
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m report --reports
 
 layouts: $(READY)  ## compare DDP, FSDP2, tensor parallelism and resumed runs with one process; long
-	$(BIN)/python tests/process_layouts.py
+	$(BIN)/python -m campaigns.layouts
 
 faults: $(READY)  ## kill, stop and starve training runs, resume them and compare; rewrites results/faults
-	$(BIN)/python tests/fault_campaign.py
+	$(BIN)/python -m campaigns.faults
 
 fuzz: $(READY)  ## try thousands of bad configurations, inputs and checkpoints; writes results/robustness/bad-input.json
-	$(BIN)/python tests/bad_input.py --output results/robustness/bad-input.json
+	$(BIN)/python -m campaigns.bad_input --output results/robustness/bad-input.json
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -12,6 +12,34 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+RECIPES = Path(__file__).parent / "configuration"
+"""The folder of all recipes: models/*.json, training/*.yaml, experiments/*.yaml, accelerate/*.yaml."""
+if not RECIPES.is_dir():  # a checkout, where they are at the top
+    RECIPES = Path(__file__).parents[1] / "configuration"
+
+
+def find_recipe(kind: str, name: str | PathLike) -> Path:
+    """Returns the file of a recipe.
+
+    Args:
+        kind: "models", "training", "experiments" or "accelerate".
+        name: of a recipe of this package, such as `hc-llama-60m-dhc4`, or the path of a file.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    ours = {file.stem: file for file in sorted((RECIPES / kind).iterdir())}
+    if str(name) in ours:
+        return ours[str(name)]
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(
+            f"There is no file {path}. Give the path of a file, or the name of a recipe, without a suffix."
+        )
+    raise ValueError(f"There is no recipe {path} of {kind}{suggestion(str(name), ours)} There are {', '.join(ours)}.")
+
 
 def load_recipe(path: str | PathLike, **overrides: Any) -> PreTrainedConfig:
     """Loads a model configuration from a recipe, and refuses keys that its class does not know.
@@ -19,7 +47,8 @@ def load_recipe(path: str | PathLike, **overrides: Any) -> PreTrainedConfig:
     `AutoConfig` silently keeps a misspelt key and builds another model than was asked for.
 
     Args:
-        path: a JSON file in the form of config.json, with a `model_type`.
+        path: a JSON file in the form of config.json, with a `model_type`, or the name of one of our recipes, such as
+            `olmo-1b-dhc4`.
         **overrides: fields that replace those of the recipe.
 
     Returns:
@@ -30,7 +59,7 @@ def load_recipe(path: str | PathLike, **overrides: Any) -> PreTrainedConfig:
             wrong value.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(find_recipe("models", path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Cannot read the model recipe {path}: {' '.join(str(error).split())}. A recipe is a config.json file."

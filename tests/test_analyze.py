@@ -16,10 +16,10 @@ import torch
 from contract import scramble, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "analyze.py"
-sys.path.insert(0, str(SCRIPT.parent))
+from modeling_hc.commands import analyze
 
-import analyze  # noqa: E402
+SCRIPT = Path(__file__).parents[1] / "scripts" / "analyze.py"
+
 
 LLAMA = test_modeling_hc_llama.TestHCLlama()
 NAME = "<b>twin</b>"  # what a page must show and not obey

@@ -6,24 +6,24 @@ import json
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from bad_input import INDEX, Intruder, campaign, campaigns, config_class, damage, quiet, sizes
 from contract import tiny_tokenizer
 from huggingface_hub import EvalResult, ModelCard
 from jinja2 import Environment
-from test_eval import _load
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
+from campaigns.bad_input import INDEX, Intruder, campaign, campaigns, config_class, damage, quiet, sizes
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, functional_hc
+from modeling_hc.commands import analyze, evaluate, finetune, train
+from modeling_hc.commands.loading import load
 from modeling_hc.model_card_hc import add_evaluation, add_training
+from modeling_hc.training.arguments import ModelArguments
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("modeling_hc", "scripts", "eval") for path in (ROOT / folder).rglob("*.py"))
-sys.path.insert(0, str(ROOT / "scripts"))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_no_source_unpickles_evaluates_or_loads_yaml_unsafely() -> None:
 
 
 def test_a_recipe_of_training_cannot_run_code(tmp_path: Path) -> None:
-    from train_arguments import parse
+    from modeling_hc.training.arguments import parse
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"output_dir: !!python/object/apply:builtins.open ['{tmp_path / 'mark'}', 'w']\n")
@@ -128,24 +128,17 @@ def pickled(tmp_path: Path) -> Path:
 def test_no_script_reads_pickled_weights(
     pickled: Path, name: str, monkeypatch: pytest.MonkeyPatch, silent: None
 ) -> None:
-    import finetune_classifier
-    import train
-    from loading import load
-    from train_arguments import ModelArguments
-
     model = str(pickled / name)
     args = ModelArguments(model_name_or_path=model, hyper_connect=name == "llama")
     (pickled / "rows.csv").write_text("text,label\nw5,a\nw6,b\n")
     rows = str(pickled / "rows.csv")
-    classifier = finetune_classifier.ClassifierArguments(model, [rows], [rows])
-    monkeypatch.setattr(finetune_classifier, "load_tokenizer", lambda _: tiny_tokenizer())
+    classifier = finetune.ClassifierArguments(model, [rows], [rows])
+    monkeypatch.setattr(finetune, "load_tokenizer", lambda _: tiny_tokenizer())
     attempts = {
         "generate.py and analyze.py": lambda: load(model),
-        "eval/run.py": lambda: _load(ROOT / "eval/run.py").check_model(model),
+        "eval/run.py": lambda: evaluate.check_model(model),
         "train.py": lambda: train.make_model(args, train.model_config(args), tiny_tokenizer()),
-        "finetune_classifier.py": lambda: finetune_classifier.prepare(
-            classifier, TrainingArguments(str(pickled / "out"))
-        ),
+        "finetune_classifier.py": lambda: finetune.prepare(classifier, TrainingArguments(str(pickled / "out"))),
     }
 
     for script, attempt in attempts.items():
@@ -242,18 +235,17 @@ def test_a_table_of_results_keeps_its_columns_whatever_a_model_is_called() -> No
         "results": {"task": {"acc": {HOSTILE: {"value": 0.5, "stderr": None}}}},
     }
 
-    table = _load(ROOT / "eval/run.py").table(report).strip().splitlines()
+    table = evaluate.table(report).strip().splitlines()
 
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [4, 4, 4]
 
 
-@pytest.mark.parametrize("template", ["report.html.jinja", "analysis.html.jinja"])
+@pytest.mark.parametrize("template", ["commands/demo_report.html.jinja", "analysis/page.html.jinja"])
 def test_pages_escape_all_that_they_quote(template: str) -> None:
     """`| safe` and its like would undo the escaping, without which no script renders a page."""
-    source = (ROOT / "scripts" / template).read_text(encoding="utf-8")
-    script = (
-        ROOT / "scripts" / {"report.html.jinja": "report.py", "analysis.html.jinja": "analyze.py"}[template]
-    ).read_text()
+    source = (ROOT / "modeling_hc" / template).read_text(encoding="utf-8")
+    renderer = "demo_report.py" if "report" in template else "analyze.py"
+    script = (ROOT / "modeling_hc" / "commands" / renderer).read_text(encoding="utf-8")
     assert "autoescape=True" in script and not re.search(
         r"\|\s*safe|autoescape false|Markup\(|innerHTML", source + script
     )
@@ -264,8 +256,6 @@ def test_pages_escape_all_that_they_quote(template: str) -> None:
 
 
 def test_figures_and_reading_take_any_name(tmp_path: Path) -> None:
-    import analyze
-
     from modeling_hc.analysis import measure
 
     model = HCLlamaForCausalLM(HCLlamaConfig(**sizes("Llama"), num_streams=1, connection="static")).eval()

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+from modeling_hc.commands import benchmark
+
 TOY = "--layers 2 --hidden_size 64 --intermediate_size 128 --batch_size 2 --sequence 70 --rounds 2 --decode_tokens 1"
 TINY = (
     "--layers 1 --hidden_size 16 --intermediate_size 16 --head_size 8 --vocab_size 32 --batch_size 1 --sequence 6 "
@@ -20,13 +21,9 @@ TINY = (
 
 def run(*arguments: str, shape: str = TOY) -> None:
     """Runs the script in this process, which has imported what takes longest."""
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "benchmark", module)
-        patch.setattr(sys, "argv", [str(SCRIPT), *shape.split(), *arguments])
-        spec.loader.exec_module(module)
-        module.main()
+        patch.setattr(sys, "argv", ["benchmark.py", *shape.split(), *arguments])
+        benchmark.main()
 
 
 def test_hyper_connections_keep_less_for_the_backward_pass_than_the_paper_s_listing(

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+from modeling_hc.commands import demo
+from modeling_hc.commands.demo_report import NAMES, curve, render
 
-import demo  # noqa: E402
-from report import NAMES, curve, render  # noqa: E402
+ROOT = Path(__file__).parents[1]
+
 
 HOSTILE = "</pre></script><script>alert('x')</script>&<img src=x onerror=alert(1)>"
 
@@ -157,14 +156,10 @@ def test_a_step_that_is_done_is_not_taken_again(tmp_path):
 
 
 def run_demo(folder: Path) -> subprocess.CompletedProcess:
-    """Runs a copy of the demo in another folder, where its train.py fails."""
-    (folder / "scripts").mkdir()
-    for name in ("demo.py", "report.py"):
-        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
-    (folder / "scripts/train.py").write_text("raise SystemExit('train.py: no such field')")
-    shutil.copytree(ROOT / "configuration", folder / "configuration")
-    command = [sys.executable, str(folder / "scripts/demo.py")]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    """Runs the demo in another folder."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "modeling_hc", "demo"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def test_a_finished_demo_is_left_alone_and_says_how_to_start_anew(tmp_path):
@@ -177,7 +172,10 @@ def test_a_finished_demo_is_left_alone_and_says_how_to_start_anew(tmp_path):
 
 
 def test_a_failed_step_ends_with_a_paragraph_and_leaves_no_report(tmp_path):
+    mine = tmp_path / "runs/demo/llama/model.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
     done = run_demo(tmp_path)
-    assert done.returncode == 1 and "train.py: no such field" in done.stderr
-    assert "make demo: Training llama failed" in done.stderr and "`make demo` tries again" in done.stderr
-    assert not (tmp_path / "runs").exists()
+    assert done.returncode == 1 and "output_dir=runs/demo/llama is not empty" in done.stderr
+    assert "demo: Training llama failed" in done.stderr and "tries again" in done.stderr
+    assert mine.read_text() == "mine" and not (tmp_path / "runs/demo/report.html").exists()

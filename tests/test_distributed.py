@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Many processes: the short campaign of process_layouts.py (`make layouts` runs the long one), and the recipes."""
+"""Many processes: the short campaign of campaigns/layouts.py (`make layouts` runs the long one), and the recipes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ RECIPES = sorted((ROOT / "configuration/accelerate").glob("*.yaml"))
 def rows(tmp_path_factory) -> dict[str, dict]:
     """What each layout gave. It has a process of its own: one that has run backward cannot fork workers that do."""
     results = tmp_path_factory.mktemp("layouts") / "results.json"
-    command = [sys.executable, str(ROOT / "tests/process_layouts.py"), "--short", "--json", str(results)]
+    command = [sys.executable, "-m", "campaigns.layouts", "--short", "--json", str(results)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert results.exists(), done.stderr[-3000:]
     return {row["layout"]: row for row in json.loads(results.read_text())}

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """eval/run.py and eval/tasks, on real lm-evaluation-harness tasks and items."""
 
-import importlib.util
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import huggingface_hub
@@ -21,23 +19,14 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from modeling_hc import HCLlamaForCausalLM
+from modeling_hc.commands import evaluate as run
 from modeling_hc.data import stdlib_files, train_tokenizer
+from modeling_hc.evaluation.tasks import stdlib
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared/data/eval"
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no evaluation data in {DATA}")
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"eval_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run = _load(ROOT / "eval/run.py")
-stdlib = _load(ROOT / "eval/tasks/stdlib.py")
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,9 @@ import yaml
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
+from modeling_hc.commands import experiment
 from modeling_hc.data import stdlib_files
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import experiment  # noqa: E402
-from experiment_report import (  # noqa: E402
+from modeling_hc.experiments.report import (
     BASELINE,
     CLAIMS,
     OPEN,
@@ -40,7 +37,9 @@ from experiment_report import (  # noqa: E402
     verdict,
     write_report,
 )
-from experiment_setup import Blocks, load_experiment  # noqa: E402
+from modeling_hc.experiments.setup import Blocks, load_experiment
+
+ROOT = Path(__file__).parents[1]
 
 EXPERIMENT = {
     "data": {"name": "tiny", "train": "train/*.txt", "validation": {"held": "held.txt", "other": "other.txt"}},

@@ -1,11 +1,12 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""A short version of tests/fault_campaign.py; `make faults` runs all of it."""
+"""A short version of campaigns/faults.py; `make faults` runs all of it."""
 
 import re
 from pathlib import Path
 
 import pytest
-from fault_campaign import Campaign, Row, end
+
+from campaigns.faults import Campaign, Row, end
 
 
 @pytest.fixture(scope="module")

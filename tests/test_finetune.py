@@ -3,7 +3,6 @@
 
 import json
 import random
-import runpy
 import shutil
 import sys
 from dataclasses import fields
@@ -27,10 +26,10 @@ from transformers import (
 )
 
 from modeling_hc import HCLlamaForSequenceClassification, HCOlmoeConfig
+from modeling_hc.commands import finetune, train
 from modeling_hc.conversion import to_hyper_connected
 from modeling_hc.data import train_tokenizer
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 TEXTS = {
     "fruit": ["the", "apple", "and", "the", "pear", "are", "ripe", "and", "sweet", "in", "autumn"],
     "metal": ["an", "iron", "or", "a", "copper", "bar", "was", "cast", "from", "molten", "ore"],
@@ -40,9 +39,8 @@ COMMON = ["--report_to=none", "--save_strategy=no", "--use_cpu", "--logging_step
 
 def run(script: str, monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
     """Runs a command line in this process, which saves the start of another."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPTS / script), *map(str, flags), *COMMON])
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [script, *map(str, flags), *COMMON])
+    {"train.py": train.run, "finetune_classifier.py": finetune.main}[script]()
 
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
@@ -144,7 +142,7 @@ def test_lora_trains_adapters_and_whole_hyper_connections_and_nothing_else(twin,
 
 
 def test_lora_is_refused_where_there_is_no_checkpoint_to_adapt(parent, data, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"lora_r=4 .* scripts/convert.py"):
+    with pytest.raises(SystemExit, match=r"lora_r=4 .* modeling-hc convert"):
         run("train.py", monkeypatch, *on(parent, data, tmp_path / "run"), "--lora_r", 4, "--hyper_connect", "true")
 
 
@@ -179,7 +177,7 @@ def test_a_converted_model_learns_to_classify_and_is_scored_as_scikit_learn_scor
         (["--train_files", "nowhere.csv"], "files that exist"),
         (["--max_lenght", "3"], "did you mean 'max_length'\\? "),
         (["--max_len", "3"], "no field 'max_len'"),
-        (["--max_length", "x"], r"python scripts/finetune_classifier.py --help"),
+        (["--max_length", "x"], r"finetune_classifier.py --help"),
         (["--text_column", "number"], r"type int \(5\) in text_column='number'"),
         (["--text_column", "null"], "no row with both a text in 'null'"),
     ],
@@ -260,8 +258,6 @@ def test_labels_of_tables_are_the_classes_that_people_mean(
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "parquet", "JSONL"])
 @pytest.mark.report(17, "tables as spreadsheets and pandas leave them")
 def test_no_text_of_a_table_is_lost_or_changed(suffix, tmp_path, monkeypatch, outcome):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    script = runpy.run_path(str(SCRIPTS / "finetune_classifier.py"))
     texts = ["NA", "null", "007", "1.50", "True", " two words ", 'a "quoted", text']
     frame = pandas.DataFrame({"id": [*range(6), None], "text": texts, "label": ["a", "None"] * 3 + ["a"]})
     path = tmp_path / f"rows.{suffix}"
@@ -271,8 +267,8 @@ def test_no_text_of_a_table_is_lost_or_changed(suffix, tmp_path, monkeypatch, ou
         frame.to_json(path, orient="records", lines=True)
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
-    args = script["ClassifierArguments"](str(tmp_path), [str(path)], [str(path)])
-    rows = script["load_rows"](args, "train_files")
+    args = finetune.ClassifierArguments(str(tmp_path), [str(path)], [str(path)])
+    rows = finetune.load_rows(args, "train_files")
     outcome(f"{len(texts)} texts", f"{len(rows)} texts")
     assert rows["text"] == texts
     assert rows["label"] == ["a", "None"] * 3 + ["a"]

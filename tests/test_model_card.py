@@ -20,10 +20,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM
 from modeling_hc.model_card_hc import add_evaluation, add_training
+from modeling_hc.records import write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-from records import write_json  # noqa: E402
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 

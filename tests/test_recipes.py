@@ -3,7 +3,6 @@
 
 import json
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from modeling_hc.configuration_hc import HyperConnectionConfigMixin
 from modeling_hc.recipes import load_recipe
+from modeling_hc.training.arguments import parse
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-from train_arguments import parse  # noqa: E402
 
 MODELS = sorted((ROOT / "configuration/models").glob("*.json"))
 TRAINING = sorted((ROOT / "configuration/training").glob("*.yaml"))

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from modeling_hc.training.safe_trainer import (
+    SKIPS_IN_A_ROW,
+    UNFINISHED,
+    NonFiniteError,
+    ResumeError,
+    SafeTrainer,
+    SaveError,
+)
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-from safe_trainer import SKIPS_IN_A_ROW, UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError  # noqa: E402
 
 LLAMA = test_modeling_hc_llama.TestHCLlama()
 

@@ -18,12 +18,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback, TrainingArguments
 
+from modeling_hc.commands import train
 from modeling_hc.data import DataArguments, load_documents, make_blocks, stdlib_files
+from modeling_hc.training.arguments import ModelArguments, parse
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import train  # noqa: E402
-from train_arguments import ModelArguments, parse  # noqa: E402
 
 LLAMA = {
     "model_type": "llama",
@@ -81,7 +80,7 @@ def run(home: Path, output: str, *flags: str, **fields) -> Path:
     """Trains in this process and returns the run folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *recipe(home, output, **fields), *flags])
-        train.main()
+        train.run()
     return home / output
 
 

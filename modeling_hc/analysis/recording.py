@@ -147,7 +147,7 @@ def require_streams(model: PreTrainedModel, purpose: str) -> None:
     if not is_hyper_connected(model):
         raise ValueError(
             f"{purpose} needs residual streams, and {type(model).__name__} is a residual model, which has none. Give "
-            "its hyper-connected twin, which scripts/convert.py or scripts/train.py make."
+            "its hyper-connected twin, which `modeling-hc convert` or `modeling-hc train` make."
         )
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Compiles the kernels for a GPU on a machine without one, and prints what they take of it, a line of JSON a kernel.
 
-    python tests/compiled_kernels.py                 # boundaries of the shapes below, for sm_80 and sm_90, bf16
-    python tests/compiled_kernels.py 4x2048          # one shape, of 8 tokens
-    python tests/compiled_kernels.py 4x2048x1 --dtype float32      # of one token, which is compiled by itself
+    python -m campaigns.compiled_kernels                 # boundaries of the shapes below, for sm_80 and sm_90, bf16
+    python -m campaigns.compiled_kernels 4x2048          # one shape, of 8 tokens
+    python -m campaigns.compiled_kernels 4x2048x1 --dtype float32      # of one token, which is compiled by itself
 
 The kernels are launched through their operators, so what is compiled is what runs: the launch alone is replaced.
 """

@@ -1,20 +1,19 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The fields of scripts/train.py, and how they are read and checked."""
+"""The fields of `modeling-hc train`, and how they are read and checked."""
 
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from records import read_yaml
 from transformers import HfArgumentParser, TrainingArguments, get_scheduler
 
-from modeling_hc.data import DataArguments
-from modeling_hc.model_card_hc import plain
-from modeling_hc.recipes import suggestion
+from ..data import DataArguments
+from ..model_card_hc import plain
+from ..recipes import find_recipe, suggestion
+from ..records import read_yaml
 
 
 @dataclass
@@ -72,7 +71,7 @@ class SafeTrainingArguments(TrainingArguments):
 class Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Without upstream's usage, which is hundreds of lines long."""
-        raise ValueError(f"{message.rstrip('.')}. `python scripts/{self.prog} --help` lists every field.")
+        raise ValueError(f"{message.rstrip('.')}. `{self.prog} --help` lists every field.")
 
     def read(self, flags: list[str]) -> list[Any]:
         """Returns the dataclasses that flags fill, and refuses what is none of their fields or fails in training."""
@@ -120,15 +119,15 @@ def _check_training(args: TrainingArguments) -> None:
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SafeTrainingArguments]:
-    """Reads the fields from a YAML file, if the first argument is one, and from flags, which win."""
+    """Reads the fields from a YAML file or recipe, if the first argument names one, and from flags, which win."""
     parser = Parser((ModelArguments, DataArguments, SafeTrainingArguments), allow_abbrev=False)
     flags = []
     if argv and not argv[0].startswith("-"):
         path, *argv = argv
         try:
-            values = read_yaml(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
+            values = read_yaml(find_recipe("training", path).read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(f"Cannot read {path}: {reason}. The first argument is a YAML file of fields.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold `field: value` lines, and holds a {type(values).__name__}.")

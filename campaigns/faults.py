@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Kills, stops and starves runs of scripts/train.py, resumes them, and compares them with a run left in peace.
 
-    python tests/fault_campaign.py --output results/faults/campaign.json
+    python -m campaigns.faults --output results/faults/campaign.json
 
 Most runs are forks of this process, which has imported everything once; some are fresh processes of the script. Each
 is resumed, and disturbed again, until it ends. Whenever it has been disturbed, every folder with the name of a
@@ -27,20 +27,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
+from modeling_hc.commands import train
 from modeling_hc.data import stdlib_files
+from modeling_hc.training.safe_trainer import UNFINISHED
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import train  # noqa: E402
-from safe_trainer import UNFINISHED  # noqa: E402
 
 MODEL = {
     "model_type": "hc_llama",
@@ -153,7 +149,7 @@ class Campaign:
             GradientState._reset_state()
             sys.argv = ["scripts/train.py", *arguments]
             changes = count_changes(operation)
-            status = train.main()
+            status = train.run()
             if "CHANGES" in environment:
                 Path(environment["CHANGES"]).write_text(str(changes[0]))
         except SystemExit as end:
@@ -612,7 +608,7 @@ def main() -> None:
         ]
         rows = campaign.side_by_side(faults, args.jobs, args.seed)
         report = {
-            "command": "python tests/fault_campaign.py " + " ".join(sys.argv[1:]),
+            "command": "python -m campaigns.faults " + " ".join(sys.argv[1:]),
             "steps": campaign.steps,
             "checkpoint_bytes": campaign.checkpoint_bytes,
             "seconds": round(time.monotonic() - start),

@@ -22,9 +22,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
-from modeling_hc.analysis import block_names
-from modeling_hc.health import stream_magnitudes
-from modeling_hc.hyper_connections import HyperConnection
+from ..analysis import block_names
+from ..health import stream_magnitudes
+from ..hyper_connections import HyperConnection
 
 logger = logging.get_logger(__name__)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Prints what modeling_hc.health costs beside the training steps between two logs: `python tests/health_cost.py`."""
+"""Prints what modeling_hc.health costs beside training steps: `python -m campaigns.health_cost`."""
 
 import statistics
 import time

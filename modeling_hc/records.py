@@ -5,14 +5,16 @@ import json
 import os
 import platform
 import re
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import modeling_hc
-from modeling_hc.model_card_hc import plain
+from . import __version__
+from .model_card_hc import plain
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,10 +50,25 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(unfinished, path)
 
 
+def program() -> str:
+    """Returns the name of the program that runs, for its messages."""
+    return Path(sys.argv[0]).name
+
+
+def command_line(processes: int = 1) -> str:
+    """Returns the command that runs, as one types it."""
+    program, *arguments = sys.argv
+    words = program.split() if program.startswith("modeling-hc ") else ["python", program]
+    if processes > 1:
+        module = ["-m", f"modeling_hc.commands.{words[1]}"] if words[0] != "python" else words[1:]
+        words = ["accelerate", "launch", f"--num_processes={processes}", *module]
+    return shlex.join([*words, *arguments])
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Returns the versions of this package, Python, and others."""
     return {
-        "modeling_hc": modeling_hc.__version__,
+        "modeling_hc": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }

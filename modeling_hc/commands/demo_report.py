@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The report of scripts/demo.py: what two runs left in a folder, as one self-contained HTML page."""
+"""The report of `modeling-hc demo`: what two runs left in a folder, as one self-contained HTML page."""
 
 import json
 import math
@@ -16,8 +16,8 @@ def render(folder: Path) -> str:
     """Renders the page.
 
     Args:
-        folder: holds the two run folders of `NAMES` as scripts/train.py leaves them, evaluation.json of eval/run.py,
-            and demo.json of scripts/demo.py.
+        folder: holds the two run folders of `NAMES` as `modeling-hc train` leaves them, evaluation.json of
+            `modeling-hc evaluate`, and demo.json of `modeling-hc demo`.
 
     Returns:
         HTML that needs nothing outside itself. All text from the inputs is escaped.
@@ -37,7 +37,7 @@ def render(folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template("demo_report.html.jinja").render(
         names=list(NAMES.values()),
         runs=runs,
         curves=curves,

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Trains the same tiny models in many layouts of real processes, and prints how far each is from one process.
 
-    python tests/process_layouts.py [--short] [--json RESULTS.json]
+    python -m campaigns.layouts [--short] [--json RESULTS.json]
 
 Every run is scripts/train.py in the environment that `accelerate launch` makes of a file in configuration/accelerate.
 The processes are forked from this one, which has imported everything, and talk through gloo. accelerate refuses FSDP
@@ -21,8 +21,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
@@ -32,12 +30,12 @@ from torch.multiprocessing import start_processes
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Trainer, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_available
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-import train  # noqa: E402
+from modeling_hc.commands import train
+from modeling_hc.data import stdlib_files, train_tokenizer
+from modeling_hc.hyper_connections import HyperConnection
 
-from modeling_hc.data import stdlib_files, train_tokenizer  # noqa: E402
-from modeling_hc.hyper_connections import HyperConnection  # noqa: E402
+ROOT = Path(__file__).parents[1]
+
 
 SIZES = {
     "vocab_size": 320,
@@ -103,7 +101,7 @@ def _process(
 def run_script(folder: Path, fields: dict[str, Any]) -> None:
     """scripts/train.py."""
     sys.argv = ["train.py", *(f"--{name}={value}" for name, value in fields.items()), f"--output_dir={folder}"]
-    train.main()
+    train.run()
 
 
 def run_script_and_record(folder: Path, fields: dict[str, Any], samples: Path) -> None:

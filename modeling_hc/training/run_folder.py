@@ -1,24 +1,22 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""What scripts/train.py leaves in the folder of a run, and when it may use a folder."""
+"""What `modeling-hc train` leaves in the folder of a run, and when it may use a folder."""
 
 import json
 import platform
-import shlex
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from records import versions, write_json
-from train_arguments import ModelArguments
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_hc.data import DataArguments
-from modeling_hc.model_card_hc import add_training
+from ..data import DataArguments
+from ..model_card_hc import add_training
+from ..records import command_line, versions, write_json
+from .arguments import ModelArguments
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -117,10 +115,9 @@ class RecordRun(TrainerCallback):
 
 def describe_run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:
     """Returns the command, versions and configuration of this run."""
-    launcher = ["accelerate", "launch", f"--num_processes={args.world_size}"] if args.world_size > 1 else ["python"]
     packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "evaluate")
     return {
-        "command": shlex.join([*launcher, *sys.argv]),
+        "command": command_line(args.world_size),
         "versions": versions(*packages) | {"platform": platform.platform()},
         "processes": args.world_size,
         "configuration": asdict(model_args) | asdict(data_args) | args.to_dict(),

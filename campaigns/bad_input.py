@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Random, malformed and extreme configurations, inputs and checkpoints, and what must come of them.
 
-    python tests/bad_input.py [--examples 1500] [--checkpoints 500] [--output results/robustness/bad-input.json]
+    python -m campaigns.bad_input [--examples 1500] [--checkpoints 500] [--output results/robustness/bad-input.json]
 
 runs a long campaign, which `make fuzz` starts, and prints how many were tried and what came of them. It ends with the
 first that was neither served nor refused. tests/test_bad_input.py runs a short one, the same every time.

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Tables, figures and results/README.md, drawn from the numbers that scripts/experiment.py left.
+"""Tables, figures and results/README.md, drawn from the numbers that `modeling-hc experiment` left.
 
 A difference is paired: two runs of a seed saw the same blocks in the same order. Its standard error is over seeds, and
 "holds" or "does not hold" is said where Student's 95 % interval of the mean lies on one side of zero.

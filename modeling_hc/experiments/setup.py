@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""What scripts/experiment.py runs: the YAML file of an experiment, and the tokens that all of its runs read."""
+"""What `modeling-hc experiment` runs: the YAML file of an experiment, and the tokens that all of its runs read."""
 
 import json
 import lzma
@@ -14,13 +14,12 @@ import yaml
 from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from records import read_yaml, write_json
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
-from modeling_hc.recipes import build_config, load_recipe, suggestion
+from ..recipes import build_config, find_recipe, load_recipe, suggestion
+from ..records import read_yaml, write_json
 
-ROOT = Path(__file__).parents[1]
 # Fields of TrainingArguments that follow from an experiment's own, or that its records and resuming rest on.
 SET_BY_EXPERIMENT = {
     "output_dir",
@@ -88,7 +87,7 @@ class Experiment:
         """Returns the configuration of a variant's model, with every key checked."""
         changes = dict(self.variants[variant].model)
         source = f"variant {variant} of {self.name}"
-        values = load_recipe(ROOT / self.model).to_dict() if isinstance(self.model, str) else dict(self.model)
+        values = load_recipe(self.model).to_dict() if isinstance(self.model, str) else dict(self.model)
         if "num_streams" in changes:
             values["model_type"] = f"hc_{values['model_type'].removeprefix('hc_')}"
         return build_config(values, changes, source, known_keys_only=isinstance(self.model, dict))
@@ -101,8 +100,9 @@ def load_experiment(path: Path) -> Experiment:
         ValueError: the file cannot be read, or a field is missing, unknown or wrong.
     """
     try:
+        path = find_recipe("experiments", path)
         values = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"Cannot read the experiment {path}: {' '.join(str(error).split())}.") from error
     values = {"name": path.stem} | _dict(values, str(path))
     if "data" in values:
@@ -252,7 +252,7 @@ def load_tokens(experiment: Experiment, data: Path, work: Path) -> Tokens:
 
 def _make_tokens(spec: Data, vocab_size: int, data: Path, folder: Path, made_from: dict[str, Any]) -> None:
     """Tokenizes the texts; `data.json` comes last, when all else is there."""
-    from modeling_hc.data import load_tokenizer, train_tokenizer  # datasets, which running from tokens does not need
+    from ..data import load_tokenizer, train_tokenizer  # datasets, which running from tokens does not need
 
     texts = _texts(data, spec.train, spec.documents)
     tokenizer = load_tokenizer(str(data / spec.tokenizer)) if spec.tokenizer else train_tokenizer(texts, vocab_size)
@@ -279,7 +279,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _texts(data: Path, pattern: str, documents: int | None) -> list[str]:
-    from modeling_hc.data import DataArguments, load_documents
+    from ..data import DataArguments, load_documents
 
     files = sorted(map(str, data.glob(pattern)))
     if not files:

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import modeling_hc  # noqa: F401  registers the models
-
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model, in the dtype of its checkpoint, and its tokenizer.
