@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from records import read_yaml, write_json
+from records import write_json
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -101,7 +101,7 @@ def load_experiment(path: Path) -> Experiment:
         ValueError: the file cannot be read, or a field is missing, unknown or wrong.
     """
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"Cannot read the experiment {path}: {' '.join(str(error).split())}.") from error
     values = {"name": path.stem} | _dict(values, str(path))
