@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ..recipes import build_config, find_recipe, load_recipe, suggestion
-from ..records import read_yaml, write_json
+from ..records import write_json
 
 # Fields of TrainingArguments that follow from an experiment's own, or that its records and resuming rest on.
 SET_BY_EXPERIMENT = {
@@ -101,7 +101,7 @@ def load_experiment(path: Path) -> Experiment:
     """
     try:
         path = find_recipe("experiments", path)
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"Cannot read the experiment {path}: {' '.join(str(error).split())}.") from error
     values = {"name": path.stem} | _dict(values, str(path))
