@@ -17,19 +17,34 @@ not say what holds for the two gates, which decay here like the rest of the dyna
 """
 
 import sys
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from .dispatch_hc import boundary, dynamic_boundary
-
-logger = logging.get_logger(__name__)
 
 
 def _is_narrow(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.itemsize < 4
+
+
+def _warn_if_narrow(connection: nn.Module) -> None:
+    """Says it where something trains parameters in a lower precision in spite of `_apply`."""
+    if connection.training and not torch.compiler.is_compiling() and _is_narrow(connection.alpha_bias):
+        _warn(connection.alpha_bias.dtype)
+
+
+@cache
+def _warn(dtype: torch.dtype) -> None:
+    warnings.warn(
+        f"Hyper-connections are trained in {dtype}, which rounds their small steps away. Keep their parameters in "
+        "fp32: under FSDP2 with model.shard_connections(), under DeepSpeed with torch_autocast in the place of bf16 "
+        "and fp16, elsewhere by calling float() on each of these modules before training.",
+        stacklevel=4,
+    )
 
 
 def _deepspeed_runs() -> bool:
@@ -90,16 +105,6 @@ class HyperConnection(nn.Module):
 
         return super()._apply(keep, recurse)
 
-    def _warn_if_narrow(self) -> None:
-        """Says it where something trains parameters in a lower precision in spite of `_apply`."""
-        if self.training and not torch.compiler.is_compiling() and _is_narrow(self.alpha_bias):
-            logger.warning_once(
-                f"Hyper-connections are trained in {self.alpha_bias.dtype}, which rounds their small steps away. Keep "
-                "their parameters in fp32: under FSDP2 with model.shard_connections(), under DeepSpeed with "
-                "torch_autocast in the place of bf16 and fp16, elsewhere by calling float() on each of these modules "
-                "before training."
-            )
-
     def extra_repr(self) -> str:
         return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
 
@@ -130,7 +135,7 @@ class StaticHyperConnection(HyperConnection):
             The streams that this block reads `[B, S, N, D]`, its input `[B, S, D]`, alpha `[..., N, 1+N]` and beta
             `[..., N]`; the leading axes are `B, S` in a dynamic connection and none in a static one.
         """
-        self._warn_if_narrow()
+        _warn_if_narrow(self)
         streams, block_input = boundary(streams, unwritten, self.alpha_bias)
         return streams, block_input, self.alpha_bias, self.beta_bias
 
@@ -185,7 +190,7 @@ class DynamicHyperConnection(HyperConnection):
 
     def forward(self, streams: Tensor, *unwritten: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `StaticHyperConnection.forward`; alpha and beta are fp32 or wider."""
-        self._warn_if_narrow()
+        _warn_if_narrow(self)
         return dynamic_boundary(
             streams,
             unwritten,

@@ -12,10 +12,15 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import is_deepspeed_available
 
 import modeling_hc
 
 ROOT = Path(__file__).parents[1]
+ZERO = [
+    pytest.param(name, marks=pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed"))
+    for name in ("zero2", "zero3")
+]
 RECIPES = sorted((ROOT / "configuration/accelerate").glob("*.yaml"))
 
 
@@ -29,7 +34,7 @@ def rows(tmp_path_factory) -> dict[str, dict]:
     return {row["layout"]: row for row in json.loads(results.read_text())}
 
 
-@pytest.mark.parametrize("layout", ["fsdp2", "tensor-parallel"])
+@pytest.mark.parametrize("layout", ["fsdp2", "tensor-parallel", *ZERO])
 def test_two_processes_learn_what_one_process_learns(rows, layout):
     row = rows[layout]
     assert row["processes"] == 2
@@ -46,7 +51,7 @@ def test_a_run_that_two_processes_saved_under_fsdp2_goes_on_in_one(rows):
     assert row["difference"] < 1e-5
 
 
-@pytest.mark.parametrize("layout", ["fsdp2", "tensor-parallel", "fsdp2, saved by 2"])
+@pytest.mark.parametrize("layout", ["fsdp2", "tensor-parallel", "fsdp2, saved by 2", *ZERO])
 def test_the_saved_folder_is_the_one_that_a_single_process_saves(rows, layout):
     folder = Path(rows[layout]["folder"])
     one = folder.with_name("llama-dynamic-one")
@@ -74,6 +79,64 @@ def test_hyper_connections_are_computed_in_fp32_under_the_bf16_policy_of_fsdp2(r
             assert connection == {"dtypes": ["torch.float32"], "exact": True, "streams": "torch.bfloat16"}
 
 
+@pytest.mark.report(28, "DeepSpeed ZeRO-2 and ZeRO-3 in bf16, two processes")
+@pytest.mark.report(20, "DeepSpeed ZeRO-2 and ZeRO-3 in bf16, two processes")
+@pytest.mark.parametrize("layout", ZERO)
+def test_hyper_connections_are_computed_and_saved_in_fp32_under_the_autocast_of_deepspeed(rows, layout, outcome):
+    row = rows[f"{layout}, bf16"]
+    for found in row["found"]:
+        linear = found.pop("linear")
+        assert linear == "torch.bfloat16"
+        assert len(found) == 4
+        for connection in found.values():
+            assert connection == {"dtypes": ["torch.float32"], "exact": True, "streams": "torch.float32"}
+    weights = load_file(Path(row["folder"]) / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    outcome("", f"{layout}: linear layers in {linear}, connections fp32 and exact, saved in fp32")
+
+
+@pytest.mark.report(29, "ZeRO-3 from scratch")
+@pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
+def test_a_model_made_under_zero3_has_the_initial_values_of_any_other(rows, outcome):
+    found = rows["zero3, from scratch"]["found"]
+    assert found["stock"]["std"] == pytest.approx(1, abs=0.05)
+    assert found["ours"]["std"] == pytest.approx(1 / 2, abs=0.025)  # divided by the root of 4 streams
+    assert found["ours"]["initial"]
+    outcome(
+        *(f"std of the output projections {found[which]['std']:.3f} of the others'" for which in ("stock", "ours"))
+    )
+
+
+@pytest.mark.report(20, "DeepSpeed's own fp16 or bf16")
+@pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
+def test_deepspeed_that_would_cast_the_connections_is_refused(rows, tmp_path, outcome):
+    home = Path(rows["zero2"]["folder"]).parent
+    config = {"zero_optimization": {"stage": 2}, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
+    (tmp_path / "zero2.json").write_text(json.dumps(config))
+    launched = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero2.json")}
+    launched |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    flags = {
+        "model_name_or_path": home / "llama-dynamic",
+        "train_files": home / "train.jsonl",
+        "block_size": 32,
+        "max_steps": 1,
+        "ddp_backend": "gloo",
+        "fp16": True,
+        "output_dir": tmp_path / "run",
+    }
+    done = subprocess.run(
+        [sys.executable, "scripts/train.py", *(f"--{name}={value}" for name, value in flags.items())],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **launched, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert "train.py: fp16=true would have DeepSpeed cast the hyper-connections" in done.stderr, done.stderr[-2000:]
+    assert "--fp16 false" in done.stderr and "torch_autocast" in done.stderr
+    outcome("", "refused, with the way out")
+
+
 def test_a_resumed_stream_goes_on_at_the_right_sample_in_every_process(rows):
     whole, resumed = rows["stream"]["samples"]
     assert len(whole) == len(resumed) == 2
@@ -99,7 +162,10 @@ def test_accelerate_launch_accepts_every_recipe(recipe, monkeypatch):
         assert (args.fsdp_version, args.fsdp_state_dict_type) == (2, "FULL_STATE_DICT")
         assert args.fsdp_activation_checkpointing == ("checkpointing" in recipe.stem)
     if args.use_deepspeed:
-        assert args.zero_stage == int(recipe.stem.removeprefix("zero"))
+        config = json.loads((ROOT / args.deepspeed_config_file).read_text())
+        assert config["zero_optimization"]["stage"] == int(recipe.stem.removeprefix("zero"))
+        assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+        assert "bf16" not in config
 
 
 @pytest.mark.parametrize("family", ["Llama", "Olmo", "Olmoe", "Mistral"])
