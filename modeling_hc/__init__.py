@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from . import modeling_hc_llama, modeling_hc_mistral, modeling_hc_olmo, modeling_hc_olmoe
 from .configuration_hc import HCLlamaConfig, HCMistralConfig, HCOlmoConfig, HCOlmoeConfig
+from .dispatch_hc import kernels
 from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHyperConnection
 from .modeling_hc_llama import (
     HCLlamaForCausalLM,
@@ -52,6 +53,7 @@ __all__ = [
     "HCOlmoeModel",
     "HyperConnection",
     "StaticHyperConnection",
+    "kernels",
     "parameter_groups",
 ]
 

@@ -3,8 +3,8 @@
 
 Streams on a GPU get the kernels of triton_hc, where these can serve them. Else compilers get the reference, which
 they fuse, and eager mode gets the hand-written backward passes. Tracers and the transforms of torch.func get the
-reference everywhere. The environment variable MODELING_HC_KERNELS, read
-when this file is loaded, overrides the rule:
+reference everywhere. `with modeling_hc.kernels(...)` overrides the rule, and so does the environment variable
+MODELING_HC_KERNELS, which is read when this file is loaded:
 
     auto        the rule (default)
     reference   functional_hc, always
@@ -12,7 +12,8 @@ when this file is loaded, overrides the rule:
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -28,8 +29,9 @@ from .functional_hc import width_connection as reference_width_connection
 from .recompute_hc import record
 
 KERNELS = os.environ.get("MODELING_HC_KERNELS", "auto")
-if KERNELS not in ("auto", "reference", "triton"):
-    raise ValueError(f"MODELING_HC_KERNELS is auto, reference or triton, not {KERNELS!r}.")
+_CHOICES = ("auto", "reference", "triton")
+if KERNELS not in _CHOICES:
+    raise ValueError(f"MODELING_HC_KERNELS={KERNELS!r} must be one of {', '.join(_CHOICES)}.")
 
 try:
     from .triton_hc import boundary as fused_boundary
@@ -42,6 +44,26 @@ except ImportError:
 
     def refusal(streams: Tensor) -> str:
         return "Triton is absent"
+
+
+@contextmanager
+def kernels(choice: str) -> Iterator[None]:
+    """Overrides the rule in all threads while the context lasts, backward passes included.
+
+    Args:
+        choice: "auto", "reference" or "triton", as in MODELING_HC_KERNELS.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    global KERNELS
+    if choice not in _CHOICES:
+        raise ValueError(f"kernels({choice!r}): give one of {', '.join(_CHOICES)}.")
+    before, KERNELS = KERNELS, choice
+    try:
+        yield
+    finally:
+        KERNELS = before
 
 
 Operation = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .analysis.connections import GAIN_COLUMNS, gains
+from .analysis.connections import gain_values
 from .analysis.recording import connections, hooked, is_hyper_connected
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
     if alphas:
         alpha, beta = torch.stack(alphas, dim=1).cpu(), torch.stack(betas, dim=1).cpu()  # [T, K, N, ...]
         fixed = torch.stack(static).cpu()
-        forward_gain, backward_gain = gains(alpha)[GAIN_COLUMNS[2:]].to_numpy().max(axis=0).tolist()
+        forward_gain, backward_gain = gain_values(alpha)[:, 2:].amax(0).tolist()
         moved = torch.cat([alpha, beta.unsqueeze(-1)], dim=-1) - fixed
         values |= {
             "forward_gain": forward_gain,

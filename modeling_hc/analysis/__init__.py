@@ -8,29 +8,29 @@
 `plots` draws them; it is imported by name, since it needs matplotlib.
 """
 
-from .ablation import ablate_and_rescue
-from .connections import cancellation, gains, parallel_blocks, shares, unfold, weight_by_distance
-from .measurement import Measurement, effective_rank, measure, movement, static_coefficients, unfolding_error
-from .reading import describe
-from .recording import Recording, block_names, is_hyper_connected, record
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Measurement",
-    "Recording",
-    "ablate_and_rescue",
-    "block_names",
-    "cancellation",
-    "describe",
-    "effective_rank",
-    "gains",
-    "is_hyper_connected",
-    "measure",
-    "movement",
-    "parallel_blocks",
-    "record",
-    "shares",
-    "static_coefficients",
-    "unfold",
-    "unfolding_error",
-    "weight_by_distance",
-]
+_MODULES = {
+    "ablation": ["ablate_and_rescue"],
+    "connections": ["cancellation", "gains", "parallel_blocks", "shares", "unfold", "weight_by_distance"],
+    "measurement": [
+        "Measurement",
+        "effective_rank",
+        "measure",
+        "movement",
+        "static_coefficients",
+        "unfolding_error",
+    ],
+    "reading": ["describe"],
+    "recording": ["Recording", "block_names", "is_hyper_connected", "record"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: some modules need pandas, others serve without any extra."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -10,9 +10,13 @@ as in the paper: 0 is the embedding, 1..K are the blocks, K+1 is the output, the
 Source: Section 4.5 and Appendix F of arXiv 2409.19606.
 """
 
-import pandas
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas
 
 GAIN_COLUMNS = ["forward", "backward", "composite_forward", "composite_backward"]
 
@@ -71,7 +75,15 @@ def shares(matrix: Tensor, output_rms: Tensor) -> Tensor:
     return torch.nn.functional.pad(amounts / total, (0, 1))
 
 
-def gains(alpha: Tensor) -> pandas.DataFrame:
+def gains(alpha: Tensor) -> "pandas.DataFrame":
+    """Returns `gain_values` as a table: a row for each block, from 1, and the columns `GAIN_COLUMNS`."""
+    import pandas  # an extra, which the health of a training run does not need
+
+    values = gain_values(alpha)
+    return pandas.DataFrame(values, index=range(1, len(values) + 1), columns=GAIN_COLUMNS).rename_axis("block")
+
+
+def gain_values(alpha: Tensor) -> Tensor:
     """Returns how much the carry can amplify: the Amax gain of single and of composite carry matrices.
 
     Forward is the largest absolute sum over the streams that flow into one, backward over those that one flows into;
@@ -81,8 +93,8 @@ def gains(alpha: Tensor) -> pandas.DataFrame:
         alpha: `[K, N, 1+N]`, or per token `[T, K, N, 1+N]`: then gains are those of each token, averaged.
 
     Returns:
-        A row for each block k with `forward` and `backward` of A_r^k, and `composite_forward` and `composite_backward`
-        of A_r^k ... A_r^K, all the way from block k to the output.
+        `[K, 4]`, fp64: for each block k, forward and backward of A_r^k, then forward and backward of A_r^k ... A_r^K,
+        all the way from block k to the output.
 
     Source: "Amax gain magnitude" of arXiv 2512.24880, whose H_res is A_r transposed.
     """
@@ -93,7 +105,7 @@ def gains(alpha: Tensor) -> pandas.DataFrame:
     for k in range(carry.shape[1], 0, -1):
         composite = carry[:, k - 1] @ composite
         rows.append([*_amax(carry[:, k - 1]), *_amax(composite)])
-    return pandas.DataFrame(rows[::-1], columns=GAIN_COLUMNS).set_axis(range(1, len(rows) + 1)).rename_axis("block")
+    return torch.tensor(rows[::-1], dtype=torch.float64)
 
 
 def _amax(matrix: Tensor) -> list[float]:
@@ -122,7 +134,7 @@ def parallel_blocks(matrix: Tensor, threshold: float = 0.1) -> list[tuple[int, .
     return [tuple(group) for group in groups if len(group) > 1]
 
 
-def weight_by_distance(matrix: Tensor) -> pandas.DataFrame:
+def weight_by_distance(matrix: Tensor) -> "pandas.DataFrame":
     """Returns how strongly blocks read what was written a number of layers before: long-term decay, or none.
 
     Args:
@@ -137,6 +149,8 @@ def weight_by_distance(matrix: Tensor) -> pandas.DataFrame:
     for distance in range(1, len(between)):
         weights = between.diagonal(-distance)
         rows[distance] = {"attention": weights[0::2].mean().item(), "mlp": weights[1::2].mean().item()}
+    import pandas
+
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("distance")
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from ..functional_hc import widen
-from .connections import GAIN_COLUMNS, cancellation, gains, shares, unfold
+from .connections import GAIN_COLUMNS, cancellation, gain_values, shares, unfold
 from .recording import Recording, block_names, connections, is_hyper_connected, record, require_streams
 
 
@@ -168,7 +168,7 @@ def _matrix_sums(recording: Recording) -> dict[str, Tensor]:
         "beta": beta.sum(1),
         "matrix": matrix.sum((0, 1)),
         "stream_matrices": stream_matrices.sum((0, 1)),
-        "gains": tokens * torch.tensor(gains(alpha.movedim(1, 0)).to_numpy()),
+        "gains": tokens * gain_values(alpha.movedim(1, 0)),
         "contribution": part.sum((1, 2)),
         "output_square": outputs.square().mean(-1).sum((1, 2)),
     }

@@ -62,7 +62,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import modeling_hc
 
-from .. import DynamicHyperConnection, HCLlamaConfig, HCLlamaForCausalLM, StaticHyperConnection, dispatch_hc
+from .. import DynamicHyperConnection, HCLlamaConfig, HCLlamaForCausalLM, StaticHyperConnection, dispatch_hc, kernels
 from ..records import command_line, write_json
 
 
@@ -488,22 +488,22 @@ def curves(args: argparse.Namespace) -> dict[str, list[float]]:
     tokens, generator = torch.frombuffer(bytearray(text), dtype=torch.uint8), torch.Generator().manual_seed(0)
     starts = torch.randint(len(tokens) - args.sequence, (args.curve, args.batch_size, 1), generator=generator)
     losses: dict[str, list[float]] = {}
-    for label, kernels, seed in (
+    for label, choice, seed in (
         ("kernels", "triton", 0),
         ("reference", "reference", 0),
         ("reference, another seed", "reference", 1),
     ):
-        dispatch_hc.KERNELS = kernels
-        model = build(args.variants[0], shape_of(args), getattr(torch, args.dtype), args.device, seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        losses[label] = []
-        for start in tqdm(starts, desc=label, disable=None):
-            ids = tokens[start + torch.arange(args.sequence)].long().to(args.device)
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses[label].append(loss.item())
+        with kernels(choice):
+            model = build(args.variants[0], shape_of(args), getattr(torch, args.dtype), args.device, seed)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+            losses[label] = []
+            for start in tqdm(starts, desc=label, disable=None):
+                ids = tokens[start + torch.arange(args.sequence)].long().to(args.device)
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses[label].append(loss.item())
     return losses
 
 
