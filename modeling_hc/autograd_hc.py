@@ -164,5 +164,5 @@ def _row_times(row: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _call(function: type[Function], *inputs: Tensor | float | bool) -> Tensor | tuple[Tensor | None, ...]:
-    """Calls a function; its forward alone where nothing is differentiated, which a decoded token feels."""
+    """Calls a function, or its forward alone when gradients are off: decoding feels autograd's overhead."""
     return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(*inputs)

@@ -22,7 +22,7 @@ def _number_of_streams(value: int) -> None:
         )
 
 
-# What the same fields are called in the paper, in other libraries, and in a hurry.
+# Common aliases of our fields: the paper's, other libraries', abbreviations.
 _ELSEWHERE = {
     "rate": "num_streams",
     "expansion_rate": "num_streams",
@@ -38,7 +38,7 @@ def _in_reach(value: Any) -> bool:
     return isinstance(value, int | float) and 1e-20 <= value <= 1e20
 
 
-# Whole numbers of at least 1 besides those whose names say so: num_..., ..._size.
+# Other fields that must be positive integers, besides num_... and ..._size.
 _LENGTHS = ("head_dim", "max_position_embeddings", "sliding_window")
 _ROPE_NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings")
 
@@ -102,7 +102,7 @@ class HyperConnectionConfigMixin:
         return super().to_dict()
 
     def validate_values(self) -> None:
-        """Checks the parent's fields, of which upstream checks few: no model, or a model of NaN, would come of some.
+        """Validates inherited fields. Upstream checks few of them, and some give no model or one that returns NaN.
 
         `@strict` calls it, as upstream's methods of such names, and so does a model, since `from_pretrained` changes
         fields one by one.
@@ -158,7 +158,7 @@ class HyperConnectionConfigMixin:
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Upstream's, which also reads the residual parent's configuration and refuses that of any other model."""
+        """Upstream's, which also reads the residual parent's configuration, and rejects any other model's."""
         try:
             config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
             model_type = config_dict.get("model_type")

@@ -40,14 +40,14 @@ _COMPRESSED = {suffix: system.compression for system in COMPRESSION_FILESYSTEMS 
 _PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}
 _MAGIC_NUMBERS = {number: name for number, name in MAGIC_NUMBER_TO_COMPRESSION_PROTOCOL.items() if name != "zip"}
 
-# What is text by its suffix. Other suffixes are refused, for they may be of data, which is not to be read as text.
+# Suffixes of text. Others are rejected: they may be of data, which must not be read as text.
 _TEXT = re.compile(
     r"\.(txt|text|raw|tokens|log|md|markdown|rst|adoc|org|tex|bib|html?|xml|srt|vtt|css|py|pyi|pyx|c|h|cc|cpp|cxx|hh|hpp|"
     r"cu|cs|java|kt|scala|swift|m|go|rs|m?js|jsx|tsx?|rb|php|pl|pm|lua|r|jl|hs|ml|exs?|erl|lisp|el|clj|f|f90|asm|s|sh|"
     r"bash|zsh|ps1|sql|v|sv|vhd|cmake|mk|cfg|ini|conf|toml|ya?ml|diff|patch|po)"
 )
 
-# Other people's code; tests, which not every distribution has; and tables, of which many are nearly the same.
+# Third-party code, tests (missing in some distributions) and near-duplicate encoding tables.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "encodings", "__pycache__"}
 
 
@@ -91,8 +91,8 @@ class DataArguments:
     validation_documents: int | None = field(
         default=None,
         metadata={
-            "help": "How many training documents to hold out where no held-out data is given: a tenth unless told, "
-            "but 100 at most. Of a single document the last tenth is held out."
+            "help": "How many training documents to hold out where no held-out data is given: by default a tenth, "
+            "at most 100. Of a single document the last tenth is held out."
         },
     )
     text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
@@ -325,7 +325,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             "save it with save_pretrained, and give that folder."
         )
     if tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.pad_token = None  # an embedding does not train the row of its padding, and must that of the end
+        tokenizer.pad_token = None  # nn.Embedding never updates its padding row
     return tokenizer
 
 

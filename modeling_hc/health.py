@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Watches the connections of a model in training, for what is seen when hyper-connections fail.
+"""Monitors hyper-connections in training for the known signs of failure.
 
     trainer.add_callback(ConnectionHealth(trainer, input_ids))
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""What a held-out text costs a model, as sums that add up over batches and processes."""
+"""Per-sequence sums of negative log-likelihood, which add up over batches and processes."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ class HCOlmoDecoderLayer(HCDecoderLayerMixin, OlmoDecoderLayer):
     """An OLMo layer whose attention and MLP are hyper-connected."""
 
     def hyper_connection_norm(self) -> dict[str, float | bool]:
-        """Returns OLMo's own norm: LayerNorm without parameters, whose eps is a constant upstream, too."""
+        """Returns OLMo's own norm: LayerNorm without parameters, with the constant eps that upstream uses."""
         return {"eps": 1e-5, "centered": True, "affine": False}
 
 

@@ -42,7 +42,7 @@ def find_recipe(kind: str, name: str | PathLike) -> Path:
 
 
 def load_recipe(path: str | PathLike, **overrides: Any) -> PreTrainedConfig:
-    """Loads a model configuration from a recipe, and refuses keys that its class does not know.
+    """Loads a model configuration from a recipe, and rejects keys that its class does not know.
 
     `AutoConfig` silently keeps a misspelt key and builds another model than was asked for.
 
@@ -92,9 +92,9 @@ def build_config(
     for name in [*(values if known_keys_only else ()), *overrides]:
         if name not in known and name != "model_type":
             hint = suggestion(name, known)
-            twin = f"hc_{model_type}"
-            if twin in CONFIG_MAPPING and name in [field.name for field in fields(CONFIG_MAPPING[twin])]:
-                hint = f", but of {twin}: use a recipe with that model_type, or hyper_connect=true on a checkpoint."
+            hc = f"hc_{model_type}"
+            if hc in CONFIG_MAPPING and name in [field.name for field in fields(CONFIG_MAPPING[hc])]:
+                hint = f", but of {hc}: use a recipe with that model_type, or hyper_connect=true on a checkpoint."
             raise ValueError(
                 f"{name!r} in {source if name in values else 'config_overrides'} is not a field of "
                 f"{config_class.__name__}{hint}"

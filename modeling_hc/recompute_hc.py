@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Block recompute: of every run of sites, backward keeps the first streams and makes the others again.
+"""Block recompute: of every run of sites, only the first keeps its streams; the others are recomputed in backward.
 
 A site is one hyper-connection. The streams of the next site follow from those before, the block's output and the
 coefficients (Eq. 4, 5), and the latter two are kept anyway. So of N D numbers a token and site N D / sites are left,
@@ -67,7 +67,7 @@ class StreamRecompute(saved_tensors_hooks):
         self._run = self._latest = None
 
     def record(self, streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor, new: Tensor) -> None:
-        """Takes note of how new streams were made."""
+        """Records the inputs from which new streams can be recomputed."""
         if self._run is None or not _same(streams, self._latest):
             self._run = _Run(streams)
         if len(self._run.steps) + 1 < self._sites:

@@ -32,7 +32,7 @@ def ablate_and_rescue(
     Args:
         model: a hyper-connected causal language model.
         windows: token ids, each `[B, S]`, S at least 2.
-        blocks: numbers, from 1, of the blocks before which to take a stream away; all unless told.
+        blocks: numbers, from 1, of the blocks before which to take a stream away; by default all.
         rescue_after: after how many blocks to give it back, at least 1.
         ablation: what takes its place.
 
@@ -74,7 +74,7 @@ def ablate_and_rescue(
 
 
 def _loss(model: PreTrainedModel, window: Tensor, changes: dict[nn.Module, Callable[[Tensor], Tensor]]) -> float:
-    """Returns the loss while some hyper-connections meet other streams than they were given."""
+    """Returns the loss with the input streams of some hyper-connections replaced."""
 
     def meets(change: Callable[[Tensor], Tensor]) -> Callable:
         return lambda module, args, output: module.forward(change(output[0]))

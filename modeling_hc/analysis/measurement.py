@@ -195,7 +195,7 @@ def _movement_sums(recording: Recording, static: Tensor) -> dict[str, Tensor]:
 
 
 def _distributions(recording: Recording) -> dict[str, tuple[Tensor, float, float]]:
-    """Returns values of which the distribution over tokens is wanted, `[rows, ...]`, and the range they are in."""
+    """Returns per-token values whose quantiles are reported, `[rows, ...]`, and their range."""
     inputs, streams = widen(recording.block_inputs), widen(recording.streams)
     found = {"similarity": (torch.cosine_similarity(inputs[1:], inputs[:-1], dim=-1), -1, 1)}
     if (num_streams := streams.shape[-2]) > 1:

@@ -2,7 +2,7 @@
 """Figures of what `measure` and `ablate_and_rescue` return, for a page or a paper; each function returns a figure.
 
 Colours are those of Okabe and Ito, and a diverging map from orange over white to blue: both can be told apart with any
-kind of colour vision. Attention and MLP are told apart by colour and by marker.
+kind of colour vision. Attention and MLP differ in colour and in marker.
 """
 
 from collections.abc import Mapping

@@ -139,7 +139,7 @@ def is_hyper_connected(model: PreTrainedModel) -> bool:
 
 
 def require_streams(model: PreTrainedModel, purpose: str) -> None:
-    """Refuses a model that has no streams to look at.
+    """Rejects a model without streams.
 
     Raises:
         ValueError: the model is residual, or none that can be analyzed.
@@ -147,7 +147,7 @@ def require_streams(model: PreTrainedModel, purpose: str) -> None:
     if not is_hyper_connected(model):
         raise ValueError(
             f"{purpose} needs residual streams, and {type(model).__name__} is a residual model, which has none. Give "
-            "its hyper-connected twin, which `modeling-hc convert` or `modeling-hc train` make."
+            "the HC model that `modeling-hc convert` or `modeling-hc train` makes of it."
         )
 
 

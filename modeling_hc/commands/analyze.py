@@ -91,13 +91,13 @@ def analyze(
     if output.exists():
         raise ValueError(f"--output {output} is there already: delete it, or name another folder.")
     subject = subject_of(checkpoint)
-    twin = subject_of(parent) if parent else None
+    residual = subject_of(parent) if parent else None
     content = read_text(text, tokens)
     windows = split(subject, content, tokens, window)
-    if twin:
-        check_twin(subject, twin, content)
-        twin.name += " (parent)" * (twin.name == subject.name)
-    for one in filter(None, (subject, twin)):
+    if residual:
+        check_parent(subject, residual, content)
+        residual.name += " (parent)" * (residual.name == subject.name)
+    for one in filter(None, (subject, residual)):
         print(f"Measuring {one.name}", flush=True)
         one.measurement = measure(one.model, windows)
     table = None
@@ -106,7 +106,7 @@ def analyze(
         num_blocks = 2 * subject.model.config.num_hidden_layers
         blocks = range(1, num_blocks + 1, -(-num_blocks // ABLATION_BLOCKS))
         table = ablate_and_rescue(subject.model, windows[:ABLATION_WINDOWS], blocks)
-    paragraphs = describe(subject.measurement, twin and twin.measurement, table)
+    paragraphs = describe(subject.measurement, residual and residual.measurement, table)
 
     source = text.name if text else "held-out files of Python's standard library"
     facts = {
@@ -119,8 +119,8 @@ def analyze(
     reading = f"# {plain(subject.name)}: what its connections learned\n\n"
     reading += "".join(f"**{heading}.** {paragraph.strip()}\n\n" for heading, paragraph in paragraphs.items())
     reading += "".join(f"- {name}: {plain(fact)}\n" for name, fact in facts.items())
-    page = render(subject, twin, table, paragraphs, facts, windows[0][:, :SHOWN_TOKENS])
-    write(output, subject, table, figures(subject, twin, table), reading, page)
+    page = render(subject, residual, table, paragraphs, facts, windows[0][:, :SHOWN_TOKENS])
+    write(output, subject, table, figures(subject, residual, table), reading, page)
     return output, reading
 
 
@@ -141,16 +141,18 @@ def plain(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False)
 
 
-def check_twin(subject: Subject, twin: Subject, content: str) -> None:
-    """Refuses a parent that is none: other tokens, another depth, or itself hyper-connected."""
-    if is_hyper_connected(twin.model):
-        raise ValueError(f"--parent {twin.name} is hyper-connected: give a residual model, or analyze it by itself.")
-    depths = [one.model.config.num_hidden_layers for one in (subject, twin)]
-    if depths[0] != depths[1]:
-        raise ValueError(f"--parent {twin.name} has {depths[1]} layers and {subject.name} has {depths[0]}.")
-    if subject.tokenizer(content)["input_ids"] != twin.tokenizer(content)["input_ids"]:
+def check_parent(subject: Subject, residual: Subject, content: str) -> None:
+    """Rejects an unsuitable parent model: other tokens, another depth, or itself hyper-connected."""
+    if is_hyper_connected(residual.model):
         raise ValueError(
-            f"--parent {twin.name} has another tokenizer than {subject.name}: the same text must be the same tokens."
+            f"--parent {residual.name} is hyper-connected: give a residual model, or analyze it by itself."
+        )
+    depths = [one.model.config.num_hidden_layers for one in (subject, residual)]
+    if depths[0] != depths[1]:
+        raise ValueError(f"--parent {residual.name} has {depths[1]} layers and {subject.name} has {depths[0]}.")
+    if subject.tokenizer(content)["input_ids"] != residual.tokenizer(content)["input_ids"]:
+        raise ValueError(
+            f"--parent {residual.name} has another tokenizer than {subject.name}: equal text must give equal tokens."
         )
 
 
@@ -180,9 +182,9 @@ def split(subject: Subject, content: str, tokens: int, window: int) -> list[Tens
     return [part for part in ids.split(window, dim=1) if part.shape[1] > 1]
 
 
-def figures(subject: Subject, twin: Subject | None, table: pandas.DataFrame | None) -> dict[str, Figure]:
+def figures(subject: Subject, residual: Subject | None, table: pandas.DataFrame | None) -> dict[str, Figure]:
     """Returns the figures that have meaning for the model, by file name."""
-    both = {one.name.replace("$", r"\$"): one.measurement for one in (subject, twin) if one}  # no formula
+    both = {one.name.replace("$", r"\$"): one.measurement for one in (subject, residual) if one}  # no formula
     drawn = {
         "connections": plots.connection_matrices({name: found.matrix for name, found in both.items()}),
         "shares": plots.connection_matrices(
@@ -203,7 +205,7 @@ def figures(subject: Subject, twin: Subject | None, table: pandas.DataFrame | No
 
 def render(
     subject: Subject,
-    twin: Subject | None,
+    residual: Subject | None,
     table: pandas.DataFrame | None,
     paragraphs: dict[str, str],
     facts: dict[str, str],
@@ -212,7 +214,7 @@ def render(
     """Renders the page; all text from the inputs is escaped."""
     data: dict[str, Any] = {
         "layers": subject.measurement.layers.name.tolist(),
-        "models": [model_data(one) for one in (subject, twin) if one],
+        "models": [model_data(one) for one in (subject, residual) if one],
         "beginning": beginning_data(subject, beginning) if subject.dynamic else None,
         "ablation": None,
     }
@@ -228,7 +230,11 @@ def render(
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.jinja").render(
-        name=subject.name, twin=twin and twin.name, paragraphs=paragraphs, facts=facts, data=data
+        name=subject.name,
+        residual=residual and residual.name,
+        paragraphs=paragraphs,
+        facts=facts,
+        data=data,
     )
 
 

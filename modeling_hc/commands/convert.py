@@ -48,7 +48,7 @@ def main() -> None:
         streams = f" with --num_streams {arguments['num_streams']}" if "num_streams" in arguments else ""
         sys.exit(
             f"{arguments['source']} was not converted{streams}, and nothing was written: "
-            f"{one_paragraph(error) or 'out of memory'}. If that is for want of memory, choose fewer streams or a "
+            f"{one_paragraph(error) or 'out of memory'}. If memory ran out, choose fewer streams or a "
             "machine with more."
         )
     except (OSError, SafetensorError) as error:

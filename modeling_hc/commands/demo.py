@@ -161,11 +161,11 @@ def evaluate() -> None:
 
 
 def analyze() -> None:
-    """Shows what the twin's connections learned, beside the residual model."""
+    """Shows what the connections learned, beside the residual model."""
     output = FOLDER / "analysis"
     if not output.exists():
-        residual, twin = (str(FOLDER / name) for name in MODELS)
-        run(["-m", "modeling_hc", "analyze", twin, "--parent", residual, "--output", str(output)])
+        residual, hc = (str(FOLDER / name) for name in MODELS)
+        run(["-m", "modeling_hc", "analyze", hc, "--parent", residual, "--output", str(output)])
 
 
 def write_samples() -> dict[str, Any]:

@@ -130,7 +130,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of local data sets, one sub-folder for each task")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--log_samples", action="store_true", help="write every item's scores to the JSON file too")
-    parser.add_argument("--device", default=default_device(), help="such as cpu or cuda:0 (default: what is there)")
+    parser.add_argument(
+        "--device", default=default_device(), help="such as cpu or cuda:0 (default: an accelerator if there is one)"
+    )
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     return parser.parse_args(arguments)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Runs experiments: variants of hyper-connections against their residual twin, on equal data, with several seeds.
+"""Runs experiments: variants of hyper-connections against their residual parent, on equal data, with several seeds.
 
     modeling-hc experiment run llama-0.3m [--variants residual dhc-4] [--seeds 0]
     accelerate launch -m modeling_hc.commands.experiment run ...
@@ -63,7 +63,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
 class ExperimentTrainer(SafeTrainer):
-    """Of which a variant may name parameters that do not decay."""
+    """A SafeTrainer that exempts a variant's `undecayed` parameters from weight decay."""
 
     undecayed: str | None = None
 
@@ -73,7 +73,7 @@ class ExperimentTrainer(SafeTrainer):
 
 
 class Notes(TrainerCallback):
-    """Puts the seconds of training into the log, the connections' health beside evaluations; ends a call in time.
+    """Logs training time and connection health, and stops the run at a deadline.
 
     Args:
         text: `[B, S]`, for `health`.
@@ -402,7 +402,7 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
     command += ["--limit", str(args.limit)] if args.limit else []
     command += ["--data", str(args.data / "eval")] if (args.data / "eval").is_dir() else []
     if subprocess.run(command).returncode:
-        raise ValueError(f"eval/run.py failed, see above; {output} is as it was.")
+        raise ValueError(f"The evaluation failed, see above; {output} is unchanged.")
     report = json.loads(new.read_text())
     for task in report["tasks"].values():
         del task["config"]  # prompts, and paths of this machine

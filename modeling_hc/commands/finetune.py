@@ -57,7 +57,7 @@ class ClassifierArguments:
 
 
 def warn(message: str) -> None:
-    """Tells what may not be as it was meant, once for all processes."""
+    """Warns once, from the main process."""
     if PartialState().is_main_process:
         logger.warning(message)
 
@@ -133,7 +133,7 @@ def load_padding_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTok
 
 
 def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trainer:
-    """Does all that can fail on bad input."""
+    """Validates all inputs and builds the trainer."""
     folder = Path(training_args.output_dir)
     if in_use(folder) and not training_args.resume_from_checkpoint:
         raise ValueError(

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Lets one or several models continue the same prompts, one after the other, as the words come.
+"""Streams completions of the same prompts from one or more models.
 
 modeling-hc generate MODEL [MODEL ...] --prompt "def main(" [--prompt ...] [--max_new_tokens 64]
 """

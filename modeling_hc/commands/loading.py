@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""How scripts load a model, hyper-connected or not, that they only read."""
+"""Loads any causal language model for inference."""
 
 from pathlib import Path
 

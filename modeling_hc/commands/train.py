@@ -9,7 +9,7 @@ a flag; flags win. The run folder gets the model, its tokenizer and card at the 
 versions, configuration, data), log_history.json and loss.png.
 
 Exit status: 0 when the run is finished; 75 after SIGTERM, which ends it with a checkpoint after the step (a second
-start with --resume_from_checkpoint true goes on); 1 on any error, which is told in a sentence.
+start with --resume_from_checkpoint true goes on); 1 on any error, with a message of one sentence.
 """
 
 import gc
@@ -186,7 +186,7 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
 def prepare(
     model_args: ModelArguments, data_args: DataArguments, args: SafeTrainingArguments
 ) -> tuple[SafeTrainer, dict[str, Any]]:
-    """Does all that can fail on bad input. Returns the trainer and a description of the data."""
+    """Validates all inputs and builds the trainer. Returns it and a description of the data."""
     check_folder(model_args, data_args, args)
     set_seed(args.seed)
     config = model_config(model_args)

@@ -90,7 +90,7 @@ def to_hyper_connected(
         source: a folder with safetensors weights, or the name of a model on the Hub. It is only read.
         target: the folder to create.
         revision: branch, tag or commit of a model on the Hub.
-        **hc_fields: fields of `HyperConnectionConfigMixin`. `stream_reduction` is "mean" unless told otherwise, which
+        **hc_fields: fields of `HyperConnectionConfigMixin`. `stream_reduction` is "mean" by default, which
             makes the outputs exactly the parent's; with "sum" they are so up to the eps of the final norm.
 
     Returns:
@@ -272,7 +272,7 @@ def _shards(folder: Path) -> dict[str, list[str]]:
             raise ConversionError(str(error)) from error
     elif any(folder.glob("model*.safetensors")):
         raise ConversionError(
-            f"{folder} has weight files and lacks {SAFE_WEIGHTS_INDEX_NAME}, which lists them. Copy it, too."
+            f"{folder} has weight files and lacks {SAFE_WEIGHTS_INDEX_NAME}, which lists them. Copy it as well."
         )
     else:
         raise ConversionError(

@@ -11,7 +11,7 @@
     norm          [D]         layer_norm.weight (and bias)   Algorithm 2: LayerNorm
                               norm.gamma = norm - 1          lucidrains: RMSNorm
 
-Which norm it is, is no parameter: build the module as the functions say, or the same numbers mean another function.
+The kind of norm is not stored in the parameters; build the module with the norm that each function names.
 Static hyper-connections have the first two parameters only.
 
 Sources: Algorithm 2 of arXiv 2409.19606; `hyper_connections.HyperConnections` of the package hyper-connections 0.4.11

@@ -57,7 +57,7 @@ class ModelArguments:
 
 @dataclass
 class SafeTrainingArguments(TrainingArguments):
-    """transformers' own, and what to do about numbers that are none."""
+    """TrainingArguments plus `on_nonfinite`."""
 
     on_nonfinite: Literal["stop", "skip"] = field(
         default="stop",
@@ -74,7 +74,7 @@ class Parser(HfArgumentParser):
         raise ValueError(f"{message.rstrip('.')}. `{self.prog} --help` lists every field.")
 
     def read(self, flags: list[str]) -> list[Any]:
-        """Returns the dataclasses that flags fill, and refuses what is none of their fields or fails in training."""
+        """Returns the dataclasses that flags fill; rejects unknown flags, and values that would fail in training."""
         *arguments, unknown = self.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
         )

@@ -23,7 +23,7 @@ from matplotlib import pyplot
 
 
 def check_folder(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
-    """Refuses a folder that holds something, unless it is the same run to be resumed; finds what to resume from.
+    """Rejects a folder that is in use, unless it holds the run to resume; finds the checkpoint to resume from.
 
     A run that ended before its first checkpoint is resumed from its beginning.
 

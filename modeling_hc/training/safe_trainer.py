@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The stock Trainer, made to lose nothing: whole checkpoints, a stop after the step on SIGTERM, no step on NaN.
+"""A Trainer with atomic checkpoints, a graceful stop on SIGTERM, and no step on NaN.
 
 A checkpoint is written in the folder `_unfinished` of the run, and gets its name when all of it is on the disk; what
 is deleted or replaced goes there first. So a folder with the name of a checkpoint is whole whenever the process ends.
@@ -49,8 +49,8 @@ class ResumeError(RuntimeError):
 class StopOnSigterm(TrainerCallback):
     """Ends training with a checkpoint after the step in which any process receives SIGTERM.
 
-    transformers' own `enable_jit_checkpoint` saves before the step instead, when dropout has drawn its random numbers
-    already, and where a process is that received the signal, be the others a step behind.
+    transformers' own `enable_jit_checkpoint` saves before the step, when dropout has already drawn its random numbers,
+    and it saves on the signalled rank even if other ranks are a step behind.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -217,12 +217,12 @@ class SafeTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Upstream's, which takes the loss of a step that is not finite for 0; so it is told that it was skipped."""
+        """Upstream logs a non-finite loss as 0; this marks the step as skipped."""
         if self.skipped_in_a_row and "loss" in logs:
             logs["skipped_in_a_row"] = self.skipped_in_a_row
         super().log(logs, *args, **kwargs)
 
-    # ---- numbers that are none --------------------------------------------------------------------------------------
+    # ---- non-finite numbers -----------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Upstream's; once all gradients of a step are there, it looks whether they and the losses are finite."""
