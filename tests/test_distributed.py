@@ -117,6 +117,7 @@ def test_deepspeed_that_would_cast_the_connections_is_refused(rows, tmp_path, ou
     launched |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     flags = {
         "model_name_or_path": home / "llama-dynamic",
+        "tokenizer": home / "tokenizer",
         "train_files": home / "train.jsonl",
         "block_size": 32,
         "max_steps": 1,
