@@ -51,10 +51,16 @@ class HCDecoderLayerMixin:
         self.layer_idx = layer_idx
         self.attn_hc = self._hyper_connection(block_index=2 * layer_idx)
         self.mlp_hc = self._hyper_connection(block_index=2 * layer_idx + 1)
+        for module, weight in self.output_projections():
+            module.output_projection = weight  # for `_init_weights`, which sees one module at a time
 
     def hyper_connection_norm(self) -> dict[str, float | bool]:
         """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
         return {"eps": self.config.rms_norm_eps}
+
+    def output_projections(self) -> list[tuple[nn.Module, str]]:
+        """Returns the modules that write to the streams, of the attention and of the MLP, and their weights' names."""
+        return [(self.self_attn.o_proj, "weight"), (self.mlp.down_proj, "weight")]
 
     def _hyper_connection(self, block_index: int) -> HyperConnection:
         sizes = self.config.num_streams, self.config.hidden_size, block_index
@@ -207,20 +213,11 @@ class HCPreTrainedModelMixin:
         if isinstance(module, HyperConnection):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
-        elif module._parameters:
-            self._rescale_outputs(module)
-
-    def _rescale_outputs(self, module: nn.Module) -> None:
-        """Rescales the output projections among a module's own parameters: under ZeRO-3, it has no others here."""
-        exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
-        projections = {id(weight) for layer in self.base_model.layers for weight in self._output_projections(layer)}
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) in projections and not getattr(parameter, "_is_hf_initialized", False):
-                parameter.mul_(self.config.num_streams**exponent)
-
-    def _output_projections(self, layer: HCDecoderLayerMixin) -> list[nn.Parameter]:
-        """Returns the weights that write to the streams: of the attention and of the MLP."""
-        return [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
+        elif name := getattr(module, "output_projection", None):
+            weight = getattr(module, name)
+            if not getattr(weight, "_is_hf_initialized", False):
+                exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
+                weight.mul_(self.config.num_streams**exponent)
 
     def recompute_streams(self, sites: int | None = None) -> None:
         """Makes the backward passes of this model recompute streams instead of keeping them, with equal results.

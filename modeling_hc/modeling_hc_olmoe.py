@@ -28,6 +28,9 @@ from .modeling_hc_common import (
 class HCOlmoeDecoderLayer(HCDecoderLayerMixin, OlmoeDecoderLayer):
     """An OLMoE layer whose attention and mixture of experts are hyper-connected."""
 
+    def output_projections(self) -> list[tuple[nn.Module, str]]:
+        return [(self.self_attn.o_proj, "weight"), (self.mlp.experts, "down_proj")]
+
 
 class HCOlmoeFinalRMSNorm(HCFinalNormMixin, OlmoeRMSNorm):
     """The last norm, which closes the streams."""
@@ -41,9 +44,6 @@ class HCOlmoePreTrainedModel(HCPreTrainedModelMixin, OlmoePreTrainedModel):
     def _can_set_experts_implementation(cls) -> bool:
         """Asks the parent: upstream searches the text of the class's file for a decorator that stands in its own."""
         return OlmoePreTrainedModel._can_set_experts_implementation()
-
-    def _output_projections(self, layer: HCOlmoeDecoderLayer) -> list[nn.Parameter]:
-        return [layer.self_attn.o_proj.weight, layer.mlp.experts.down_proj]
 
 
 class HCOlmoeModel(HCModelMixin, HCOlmoePreTrainedModel, OlmoeModel):
