@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(\]\()([^)#\s:]+)([^)\s]*\))")
+LINK = re.compile(r"\[([^][]*)\]\(([^)#\s:]+)([^)\s]*)\)")  # text, path, anchor
 
 
 def outside(source: Path, target: str) -> Path | None:
@@ -44,14 +44,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = Path(page.file.abs_src_path)
     copied = not source.is_relative_to(ROOT / "docs")
 
-    def moved(match: re.Match) -> str:
-        target = (source.parent / match[2]).resolve()
-        if path := outside(source, match[2]):
+    def moved(link: re.Match) -> str:
+        text, target, anchor = link.groups()
+        absolute = (source.parent / target).resolve()
+        if path := outside(source, target):
             place = f"repository/{path}"
-        elif copied and target.is_relative_to(ROOT / "docs"):
-            place = target.relative_to(ROOT / "docs").as_posix()
+        elif copied and absolute.is_relative_to(ROOT / "docs"):
+            place = absolute.relative_to(ROOT / "docs").as_posix()
         else:
-            return match[0]
-        return match[1] + relpath(place, Path(page.file.src_uri).parent.as_posix()) + match[3]
+            return text if copied and absolute.is_dir() else link[0]  # the site has no listings of folders
+        return f"[{text}]({relpath(place, Path(page.file.src_uri).parent.as_posix())}{anchor})"
 
     return LINK.sub(moved, markdown)
