@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_the_reference_names_modules_and_members_that_exist():
 def test_commands_name_recipes_and_files_that_exist():
     folder = ROOT / "configuration"
     for page, name, arguments in commands():
-        recipes = [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--config"]
+        recipes = [value for flag, value in pairwise(arguments) if flag == "--config"]
         recipes += [word for word in arguments if name == "info" and word[0] != "-"]
         training = arguments[:1] if name == "train" and arguments[0][0] != "-" else []
         for recipe in recipes:
@@ -148,8 +149,6 @@ def test_commands_name_recipes_and_files_that_exist():
 
 @pytest.mark.parametrize("name", sorted({name for _, name, _ in commands()}))
 def test_commands_have_the_options_that_the_documentation_gives_them(name, monkeypatch, capsys):
-    if not (ROOT / "modeling_hc" / "commands").is_dir():
-        pytest.skip("the command line is not in the package yet")
     used = {
         (page.name, word.partition("=")[0])
         for page, command, arguments in commands()
