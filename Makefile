@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
+DOCS   := .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test reports layouts faults fuzz lint format clean
+.PHONY: help env demo test reports layouts faults fuzz lint format docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -53,6 +54,14 @@ lint: $(READY)  ## check style
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean:  ## remove the environment and caches; keeps runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+$(DOCS)/.ready: requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+docs: $(DOCS)/.ready  ## build the documentation into site/; it needs no other environment
+	$(DOCS)/bin/mkdocs build --strict
+
+clean:  ## remove the environments and caches; keeps runs/
+	rm -rf $(VENV) $(DOCS) site .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,165 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""The documentation's promises: examples run, links lead somewhere, commands and recipes exist.
+
+Every python block of a page runs, in order and in one namespace, unless its first line begins with `# not run`.
+"""
+
+import importlib
+import json
+import re
+import shlex
+import sys
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from contract import tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modeling_hc import HCLlamaForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+NOTEBOOK = DOCS / "notebooks" / "tour.ipynb"
+# What a page loads, and which of the two tiny checkpoints stands in for it.
+CHECKPOINTS = {
+    "HuggingFaceTB/SmolLM2-135M": "residual",
+    "runs/demo/llama": "residual",
+    "runs/demo/llama-dhc4": "hyper-connected",
+    "runs/llama-dhc4": "hyper-connected",
+    "you/hc-demo": "hyper-connected",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Returns the code blocks of a language, without the indentation that they have in lists."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [re.sub(rf"^{indent}", "", code, flags=re.M) for indent, code in found]
+
+
+def runnable(page: Path) -> list[str]:
+    return [code for code in blocks(page, "python") if not code.startswith("# not run")]
+
+
+def commands() -> list[tuple[Path, str, list[str]]]:
+    """Returns page, sub-command and arguments of every `modeling-hc` command of the documentation."""
+    found = []
+    for page in PAGES:
+        for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "modeling-hc" in words:
+                _, name, *arguments = words[words.index("modeling-hc") :]
+                found.append((page, name, arguments))
+            for i, word in enumerate(words):
+                if word.startswith("modeling_hc.commands."):
+                    found.append((page, word.rpartition(".")[2], words[i + 1 :]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A residual checkpoint and its HC model, both with a tokenizer, in bf16 as most on the Hub."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in set(CHECKPOINTS.values())}
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folders["residual"])
+    model = HCLlamaForCausalLM.from_pretrained(folders["residual"], num_streams=4, stream_reduction="mean")
+    model.save_pretrained(folders["hyper-connected"])
+    for folder in folders.values():
+        tokenizer.save_pretrained(folder)
+    return folders
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run_from_top_to_bottom(page, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for code in runnable(page):
+        for name, kind in CHECKPOINTS.items():
+            code = code.replace(f'"{name}"', repr(str(checkpoints[kind])))
+        exec(compile(code, f"{page.name}: {code[:60]!r}", "exec"), names)
+
+
+def test_the_notebook_runs_at_toy_size(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join(line for line in "\n".join(cells).splitlines() if not line.startswith("%"))
+    assert code.count("STEPS = 150") == 1
+    names = {"__name__": "__main__"}
+    exec(compile(code.replace("STEPS = 150", "STEPS = 2"), NOTEBOOK.name, "exec"), names)
+    assert torch.isfinite(names["measurement"].matrix).all() and len(names["table"]) == 8 * 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_to_files(page):
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", target)]
+    missing = [target for target in targets if not (page.parent / target.partition("#")[0]).exists()]
+    assert missing == []
+
+
+def test_the_navigation_has_every_page():
+    listed = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {page.name for page in DOCS.glob("*.md")}
+
+
+def test_the_reference_names_modules_and_members_that_exist():
+    text = (DOCS / "reference.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^::: (\S+)\n(?:    .*\n)*", text, re.M)
+    assert len(entries) >= 8
+    for name in entries:
+        module, _, attribute = name.rpartition(".")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            assert hasattr(importlib.import_module(module), attribute), name
+    classes = set(re.findall(r"`(HC\w+)`", text))
+    assert classes == {name for name in importlib.import_module("modeling_hc").__all__ if name.startswith("HC")}
+
+
+def test_commands_name_recipes_and_files_that_exist():
+    folder = ROOT / "configuration"
+    for page, name, arguments in commands():
+        recipes = [value for flag, value in pairwise(arguments) if flag == "--config"]
+        recipes += [word for word in arguments if name == "info" and word[0] != "-"]
+        training = arguments[:1] if name == "train" and arguments[0][0] != "-" else []
+        for recipe in recipes:
+            assert any((folder / "models" / f"{recipe}{end}").is_file() for end in ("", ".json")), (page.name, recipe)
+        for recipe in training:
+            known = any((folder / "training" / f"{recipe}{end}").is_file() for end in ("", ".yaml"))
+            assert known or recipe.endswith(".yaml"), (page.name, recipe)
+        for word in arguments:
+            assert not word.startswith("configuration/") or (ROOT / word).is_file(), (page.name, word)
+    assert len(commands()) > 20
+
+
+@pytest.mark.parametrize("name", sorted({name for _, name, _ in commands()}))
+def test_commands_have_the_options_that_the_documentation_gives_them(name, monkeypatch, capsys):
+    used = {
+        (page.name, word.partition("=")[0])
+        for page, command, arguments in commands()
+        for word in arguments
+        if command == name and word.startswith("--")
+    }
+    assert find_spec(f"modeling_hc.commands.{name}") is not None
+    if not used:
+        return
+    monkeypatch.setattr(sys, "argv", [f"modeling-hc {name}", "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"modeling_hc.commands.{name}").main()
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    assert [use for use in sorted(used) if use[1] not in known] == []
