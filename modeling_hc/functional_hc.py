@@ -42,7 +42,7 @@ def open_streams(hidden_states: Tensor, num_streams: int) -> Tensor:
 
     Source: Section 2.1.
     """
-    return hidden_states.unsqueeze(-2).repeat_interleave(num_streams, dim=-2)
+    return hidden_states.unsqueeze(-2).expand(*hidden_states.shape[:-1], num_streams, -1).contiguous()
 
 
 def close_streams(streams: Tensor, reduction: str) -> Tensor:
@@ -82,7 +82,7 @@ def projection(streams: Tensor, weight: Tensor, norm_weight: Tensor | None, eps:
     with full_precision(streams):
         streams = widen(streams)
         weight = (weight if norm_weight is None else weight * norm_weight).to(streams.dtype)
-        product = streams @ weight.mT
+        product = streams @ weight.transpose(-2, -1)  # .mT would be the same, and OpenVINO's tracer does not know it
         if not centered:
             return product * torch.rsqrt(streams.square().mean(-1, keepdim=True) + eps)
         variance, mean = torch.var_mean(streams, dim=-1, correction=0, keepdim=True)
