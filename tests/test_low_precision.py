@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trai
 
 from modeling_hc import hyper_connections
 from modeling_hc.data import stdlib_files, train_tokenizer
-from modeling_hc.hyper_connections import StaticHyperConnection
+from modeling_hc.hyper_connections import HyperConnection
 
 SIZES = {
     "vocab_size": 320,
@@ -56,7 +56,7 @@ def ones(model: nn.Module) -> Tensor:
     """The coefficients that start at 1."""
     found = []
     for module in model.modules():
-        if isinstance(module, StaticHyperConnection) and module.alpha_bias.requires_grad:
+        if isinstance(module, HyperConnection) and module.alpha_bias.requires_grad:
             start = module.initial_values()
             found += [module.get_parameter(name)[start[name] == 1] for name in ("alpha_bias", "beta_bias")]
     return torch.cat(found).detach().clone()
