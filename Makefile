@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SUITE  := $(VENV)/upstream/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test reports layouts faults fuzz lint format clean
+.PHONY: help env demo test reports layouts faults fuzz lint types format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -50,9 +50,12 @@ fuzz: $(READY)  ## try thousands of bad configurations, inputs and checkpoints; 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+types: $(READY)  ## check types, as pyproject.toml configures
+	$(BIN)/mypy
+
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove the environment and caches; keeps runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
