@@ -52,7 +52,8 @@ class HCDecoderLayerMixin:
         self.attn_hc = self._hyper_connection(block_index=2 * layer_idx)
         self.mlp_hc = self._hyper_connection(block_index=2 * layer_idx + 1)
         for module, weight in self.output_projections():
-            module.output_projection = weight  # for `_init_weights`, which sees one module at a time
+            # For `_init_weights`, which sees one module at a time.
+            module.output_projection = weight  # type: ignore[assignment]
 
     def hyper_connection_norm(self) -> dict[str, Any]:
         """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
@@ -213,8 +214,8 @@ class HCPreTrainedModelMixin:
         if isinstance(module, HyperConnection):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
-        elif name := getattr(module, "output_projection", None):
-            weight = getattr(module, name)
+        elif projection := getattr(module, "output_projection", None):
+            weight = getattr(module, projection)
             if not getattr(weight, "_is_hf_initialized", False):
                 exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
                 weight.mul_(self.config.num_streams**exponent)
