@@ -7,7 +7,7 @@ SUITE  := $(VENV)/upstream/.ready
 DOCS   := .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test reports layouts faults fuzz lint format docs clean
+.PHONY: help env demo test reports layouts faults fuzz lint types format docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -51,6 +51,9 @@ fuzz: $(READY)  ## try thousands of bad configurations, inputs and checkpoints; 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+types: $(READY)  ## check types, as pyproject.toml configures
+	$(BIN)/mypy
+
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
@@ -63,5 +66,5 @@ docs: $(DOCS)/.ready  ## build the documentation into site/; it needs no other e
 	$(DOCS)/bin/mkdocs build --strict
 
 clean:  ## remove the environments and caches; keeps runs/
-	rm -rf $(VENV) $(DOCS) site .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 
 import sys
 from importlib import import_module
+from typing import Any
 
 COMMANDS = {
     "train": "train a language model from a recipe, or on from a checkpoint",
@@ -23,7 +24,7 @@ UPSTREAM = {
 }
 
 
-def main() -> object:
+def main() -> Any:
     """Runs a command. Returns its exit status."""
     _, *arguments = sys.argv
     name = arguments[0] if arguments else "--help"

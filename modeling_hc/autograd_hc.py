@@ -9,6 +9,8 @@ Shapes: `...` any leading axes, `N` streams, `D` hidden size. `mix` is `[..., N,
 columns of the projection.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -152,10 +154,10 @@ class _Depth(Function):
 def _project(wide: Tensor, weight: Tensor, eps: float, centered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns the projection of the normalised streams, and rstd and mean of each stream."""
     mean = wide.mean(-1, keepdim=True) if centered else None
-    size = torch.linalg.vector_norm(wide - mean if centered else wide, dim=-1, keepdim=True)
+    size = torch.linalg.vector_norm(wide if mean is None else wide - mean, dim=-1, keepdim=True)
     rstd = torch.rsqrt(size.square() / wide.shape[-1] + eps)
     product = wide @ weight.mT
-    return (product - mean * weight.sum(-1) if centered else product) * rstd, rstd, mean
+    return (product if mean is None else product - mean * weight.sum(-1)) * rstd, rstd, mean
 
 
 def _row_times(row: Tensor, matrix: Tensor) -> Tensor:
@@ -163,6 +165,6 @@ def _row_times(row: Tensor, matrix: Tensor) -> Tensor:
     return (row.contiguous().unsqueeze(-2) @ matrix).squeeze(-2)
 
 
-def _call(function: type[Function], *inputs: Tensor | float | bool) -> Tensor | tuple[Tensor | None, ...]:
+def _call(function: type[Function], *inputs: Tensor | float | bool) -> Any:
     """Calls a function, or its forward alone when gradients are off: decoding feels autograd's overhead."""
     return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(*inputs)

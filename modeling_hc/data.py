@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from itertools import chain
 from os.path import splitext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import fsspec
 import pandas
@@ -28,7 +28,7 @@ from datasets.utils.file_utils import MAGIC_NUMBER_TO_COMPRESSION_PROTOCOL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-Documents = Dataset | IterableDataset
+Documents: TypeAlias = Dataset | IterableDataset
 
 EOS, PAD = "<|endoftext|>", "<|padding|>"
 
@@ -118,7 +118,7 @@ def load_documents(args: DataArguments) -> tuple[Documents, Documents | None]:
         name = f"dataset_name={args.dataset_name}, dataset_config={args.dataset_config}"
         source = (name, args.dataset_name, args.dataset_config)
         train = _load(*source, split=args.train_split, streaming=args.streaming)
-        held_out = args.validation_split and _load(*source, split=args.validation_split)
+        held_out = _load(*source, split=args.validation_split) if args.validation_split else None
     elif args.train_files:
         train = read_files("train_files", args.train_files, [args.text_column], args.streaming)
         held_out = args.validation_files and read_files("validation_files", args.validation_files, [args.text_column])
@@ -159,7 +159,7 @@ def _hold_out_end(document: dict[str, Any], column: str) -> tuple[Dataset, Datas
 
 
 def _check_text(documents: Documents, column: str, source: str) -> None:
-    row = next(iter(documents), {})
+    row: dict[str, Any] = next(iter(documents), {})
     value = row.get(column, 0)
     feature = (documents.features or {}).get(column)
     null = isinstance(feature, Value) and feature.dtype == "null"
@@ -246,7 +246,7 @@ def _format(name: str, file: str) -> _Format:
     compression = _COMPRESSED.get(suffix)
     if compression:
         suffix = splitext(stem)[1]
-    package = _PACKAGES.get(compression)
+    package = _PACKAGES.get(compression) if compression else None
     if package and not find_spec(package):
         raise ValueError(f"{name}: {file} is compressed with {compression}, which needs: pip install {package}.")
     with open(file, "rb") as content:
@@ -258,7 +258,7 @@ def _format(name: str, file: str) -> _Format:
     if compression and _TABLES.get(suffix, ("",))[0] in ("arrow", "parquet"):
         raise ValueError(f"{name}: {file} is not read as it is, for {suffix} has its own compression. Decompress it.")
     if suffix in _TABLES:
-        return _Format(*_TABLES[suffix], compression)
+        return _Format(*_TABLES[suffix], compression)  # type: ignore[call-arg]
     if not re.fullmatch(r"\.[a-z][a-z0-9_]*", suffix):  # as of part-00000, or "v1.0 of Mr. Smith"
         with fsspec.open(file, "rt", encoding="utf-8", errors="replace", compression=compression) as text:
             if _is_json(text.readline(2**24)):

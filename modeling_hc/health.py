@@ -10,7 +10,7 @@ Where the carry amplifies, losses surge: in a 27B model with hyper-connections t
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from .analysis.connections import gain_values
 from .analysis.recording import connections, hooked, is_hyper_connected
+from .hyper_connections import HyperConnection
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
             cosines.append(torch.cosine_similarity(last.pop().float(), block_input.float(), dim=-1))
         last.append(block_input.clone())
 
-    def keep_static(connection: nn.Module, args: Any) -> None:  # now: where parameters are sharded, they are here now
+    def keep_static(connection: HyperConnection, args: Any) -> None:
+        # Now: where parameters are sharded, they are here now.
         static.append(torch.cat([connection.alpha_bias, connection.beta_bias.unsqueeze(-1)], dim=-1).detach())
 
     def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
@@ -101,7 +103,7 @@ def stream_magnitudes(model: PreTrainedModel, input_ids: Tensor) -> list[float]:
     return found
 
 
-def _readers(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
+def _readers(model: PreTrainedModel) -> tuple[list[HyperConnection], bool]:
     """Returns the modules that read for the blocks, and whether they are connections; else they are norms, or none."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
     try:
@@ -117,7 +119,7 @@ def _readers(model: PreTrainedModel) -> tuple[list[nn.Module], bool]:
 def _run(
     model: PreTrainedModel,
     input_ids: Tensor,
-    modules: list[nn.Module],
+    modules: Sequence[nn.Module],
     before: Callable | None = None,
     after: Callable | None = None,
 ) -> None:

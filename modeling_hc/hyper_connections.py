@@ -31,7 +31,7 @@ def _is_narrow(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.itemsize < 4
 
 
-def _warn_if_narrow(connection: nn.Module) -> None:
+def _warn_if_narrow(connection: "HyperConnection") -> None:
     """Says it where something trains parameters in a lower precision in spite of `_apply`."""
     if connection.training and not torch.compiler.is_compiling() and _is_narrow(connection.alpha_bias):
         _warn(connection.alpha_bias.dtype)

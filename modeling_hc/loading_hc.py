@@ -8,6 +8,7 @@ Upstream would re-initialise any other missing tensor as well, drop unexpected o
 import json
 import re
 from collections import Counter
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def damage(name: str, folder: Path) -> str | None:
+def damage(name: str | PathLike, folder: Path) -> str | None:
     """Returns why the weights in a folder cannot be read, or None where all safetensors files are whole.
 
     Args:
@@ -100,9 +101,9 @@ def check_fit(model: PreTrainedModel, info: dict[str, Any], where: str, ignore_m
         raise ValueError(f"{where} it lacks {min(lost)}, which it has for other layers. Download or save it again.")
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     network = {key for key in keys if key.startswith(prefix) and not is_connection(key)}
-    lost = network & missing - mismatched
-    if lost and lost != network:  # all of it, where another name of the network asks for that, as upstream's do
-        raise ValueError(f"{where} it lacks {min(lost)}. Download or save it again.")
+    absent = network & missing - mismatched
+    if absent and absent != network:  # all of it, where another name of the network asks for that, as upstream's do
+        raise ValueError(f"{where} it lacks {min(absent)}. Download or save it again.")
 
 
 def _kind(key: str) -> str:

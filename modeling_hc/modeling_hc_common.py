@@ -52,9 +52,10 @@ class HCDecoderLayerMixin:
         self.attn_hc = self._hyper_connection(block_index=2 * layer_idx)
         self.mlp_hc = self._hyper_connection(block_index=2 * layer_idx + 1)
         for module, weight in self.output_projections():
-            module.output_projection = weight  # for `_init_weights`, which sees one module at a time
+            # For `_init_weights`, which sees one module at a time.
+            module.output_projection = weight  # type: ignore[assignment]
 
-    def hyper_connection_norm(self) -> dict[str, float | bool]:
+    def hyper_connection_norm(self) -> dict[str, Any]:
         """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
         return {"eps": self.config.rms_norm_eps}
 
@@ -113,7 +114,7 @@ def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled() or needs_reference():
         return norm(block_input)
-    parameters = dict(norm.named_parameters())
+    parameters: dict[str, Tensor] = dict(norm.named_parameters())
 
     def run(block_input: Tensor) -> Tensor:
         # `torch.func.functional_call` gives the module other parameters for the forward pass only.
@@ -213,8 +214,8 @@ class HCPreTrainedModelMixin:
         if isinstance(module, HyperConnection):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
-        elif name := getattr(module, "output_projection", None):
-            weight = getattr(module, name)
+        elif projection := getattr(module, "output_projection", None):
+            weight = getattr(module, projection)
             if not getattr(weight, "_is_hf_initialized", False):
                 exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
                 weight.mul_(self.config.num_streams**exponent)
@@ -253,8 +254,9 @@ class HCPreTrainedModelMixin:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=("dp_replicate", "dp_shard"))
-        connections = [module for module in self.modules() if isinstance(module, HyperConnection)]
+        names = ("dp_replicate", "dp_shard")
+        mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=names)  # type: ignore[union-attr]
+        connections: list[nn.Module] = [module for module in self.modules() if isinstance(module, HyperConnection)]
         fully_shard(
             connections,
             mesh=mesh,
@@ -299,7 +301,7 @@ class HCModelMixin:
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(layer(config, i) for i in range(config.num_hidden_layers))
-        if (head_dim := self.layers[0].self_attn.head_dim) % 2:
+        if (head_dim := self.layers[0].self_attn.head_dim) % 2:  # type: ignore[operator, union-attr]
             raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads) must be even, for RoPE.")
         self.norm = norm
         self.norm.config = config

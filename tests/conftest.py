@@ -44,7 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs_gpu = pytest.mark.skip(reason="no CUDA device")
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(needs_gpu)
         for mark in item.iter_markers("report"):
             item.user_properties.append(("report", list(mark.args)))
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -377,27 +376,59 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(source, tmp_path
     assert list(tmp_path.iterdir()) == [source]
 
 
+# The script, held where all is written and nothing verified, until its standard input ends.
+HELD = """
+import runpy, signal, sys
+from modeling_hc.conversion import checkpoints
+
+def hold(*arguments, verify=checkpoints._verify, **options):
+    print("written", flush=True)
+    sys.stdin.read()
+    return verify(*arguments, **options)
+
+checkpoints._verify = hold
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv.pop(1) == "nohup" else signal.SIG_DFL)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def interrupted(number: signal.Signals, source: Path, target: Path, terminal: str = "hangup") -> subprocess.Popen:
+    """Converts in a process of its own, which gets the signal when the weights are written.
+
+    Whether SIGHUP ends it does not depend on how the tests were started: `terminal` is "hangup" or "nohup".
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, terminal, *command(source, target)[1:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stdout.readline()
+    assert line == "written\n", process.communicate()[1]
+    assert list(target.parent.glob(f"{target.name}.converting-{process.pid}/*.safetensors"))
+    process.send_signal(number)
+    process.communicate()
+    return process
+
+
 def test_an_interrupted_conversion_leaves_no_target(source, tmp_path):
     before = fingerprint(source)
-
-    def interrupt(number: signal.Signals) -> subprocess.Popen:
-        process = subprocess.Popen(command(source, tmp_path / "target"), stderr=subprocess.DEVNULL)
-        while not list(tmp_path.glob("target.converting-*/*.safetensors")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(number)
-        process.wait()
-        return process
-
     for number in (signal.SIGTERM, signal.SIGHUP):
-        assert interrupt(number).returncode == 1
+        assert interrupted(number, source, tmp_path / "target").returncode == 1
         assert list(tmp_path.iterdir()) == [source]
-    killed = interrupt(signal.SIGKILL)
+    killed = interrupted(signal.SIGKILL, source, tmp_path / "target")
     assert killed.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {"source", f"target.converting-{killed.pid}"}
     to_hyper_connected(source, tmp_path / "target")
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
     assert fingerprint(source) == before
+
+
+def test_a_conversion_under_nohup_outlives_its_terminal(source, tmp_path):
+    assert interrupted(signal.SIGHUP, source, tmp_path / "target", "nohup").returncode == 0
+    assert torch.equal(logits(tmp_path / "target"), logits(source))
 
 
 def test_the_command_line_states_an_error_in_one_paragraph(source, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -24,9 +25,6 @@ from modeling_hc.data import stdlib_files, train_tokenizer
 from modeling_hc.evaluation.tasks import stdlib
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared/data/eval"
-
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no evaluation data in {DATA}")
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +143,49 @@ def test_every_item_of_stdlib_is_a_passage_of_held_out_code_and_three_passages_t
     assert min(counts) > 0.15 * len(items)
 
 
-@needs_data
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """HellaSwag and ARC in miniature: the columns and the splits that they have on the Hub, as parquet."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    colours = ["red", "green", "blue", "white"]
+    hellaswag = [
+        {
+            "ind": i,
+            "activity_label": "Painting a fence",
+            "ctx_a": f"A woman has {i + 2} pots of paint.",
+            "ctx_b": "she",
+            "ctx": f"A woman has {i + 2} pots of paint. she",
+            "endings": [f"paints the fence {colour}." for colour in colours],
+            "source_id": f"made~{i}",
+            "split": "val",
+            "split_type": "indomain",
+            "label": str(i % 4),
+        }
+        for i in range(6)
+    ]
+    arc = [
+        {
+            "id": f"Made_{i}",
+            "question": f"A plant gets {i + 2} hours of light a day. Which colour do its leaves have?",
+            "choices": {"text": colours, "label": ["A", "B", "C", "D"]},
+            "answerKey": "B",
+        }
+        for i in range(18)
+    ]
+    splits = {"hellaswag/validation": hellaswag}
+    for task in ("arc_easy", "arc_challenge"):
+        splits |= {f"{task}/{split}": arc[i::3] for i, split in enumerate(["train", "validation", "test"])}
+    for name, rows in splits.items():
+        Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
 @pytest.mark.parametrize("num_fewshot", [0, 2])
 def test_real_benchmarks_run_from_local_files(
-    residual: str, converted: str, num_fewshot: int, tmp_path: Path, capsys: pytest.CaptureFixture
+    residual: str, converted: str, benchmarks: Path, num_fewshot: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     tasks = ["hellaswag", "arc_easy", "arc_challenge"]
-    settings = ["--num_fewshot", str(num_fewshot), "--limit", "4", "--data", str(DATA)]
+    settings = ["--num_fewshot", str(num_fewshot), "--limit", "4", "--data", str(benchmarks)]
     report = evaluate(tmp_path / "report.json", residual, converted, "--tasks", *tasks, *settings)
     for task in tasks:
         assert set(report["results"][task]) == {"acc", "acc_norm"}

@@ -3,6 +3,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,3 +94,19 @@ def test_an_optional_library_is_imported_inside_try(name: str) -> None:
 def test_nothing_in_the_package_imports_scripts_evaluation_or_tests() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert not imported_names(path) & {"scripts", "eval", "tests", "campaigns", "contract"}, path
+
+
+# What an extra brings, and `pip install .` alone does not.
+EXTRAS = ["accelerate", "datasets", "evaluate", "lm_eval", "matplotlib", "pandas", "peft", "scipy", "triton"]
+WITHOUT_EXTRAS = [
+    *(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "data", "triton_hc")),
+    *("conversion", "analysis.connections", "analysis.recording"),
+    *("commands.convert", "commands.generate", "commands.info", "commands.push"),
+]
+
+
+def test_what_needs_no_extra_imports_where_no_extra_is_installed() -> None:
+    code = f"import importlib, sys\nsys.modules.update(dict.fromkeys({EXTRAS}))\n"
+    code += f"for name in {WITHOUT_EXTRAS}: importlib.import_module('modeling_hc.' + name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

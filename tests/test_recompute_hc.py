@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import checkpoint_activations
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -81,7 +82,7 @@ def test_recompute_is_exact_in_half_precision_and_under_autocast(dtype: torch.dt
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recompute_goes_with_gradient_checkpointing_and_keeps_no_more_than_it(reentrant: bool) -> None:
     net = model(hidden_size=256)
-    net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_activations(net, use_reentrant=reentrant)
     net.enable_input_require_grads()
     want, checkpointed = gradients(net), kept(net)
     net.recompute_streams()

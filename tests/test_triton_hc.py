@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from contract import checkpoint_activations
 from torch import Tensor, nn
 
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, dispatch_hc, functional_hc
@@ -370,10 +371,10 @@ def test_checkpointing_and_autocast_change_nothing_but_memory_and_precision(
     mixed = gradients(autocast=True)
     model.enable_input_require_grads()
     for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_activations(model, use_reentrant=reentrant)
         for plain, checkpointed in zip(want, gradients(), strict=True):
             torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
-    model.gradient_checkpointing_disable()
+    checkpoint_activations(model, enable=False)
     monkeypatch.setattr(dispatch_hc, "KERNELS", "reference")
     for plain, reference in zip(want, gradients(), strict=True):
         torch.testing.assert_close(plain, reference, rtol=1e-3, atol=1e-6)

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Ablate and rescue: what a stream is worth at some depth, and whether giving it back later helps."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import product
 from typing import Literal
@@ -52,14 +52,14 @@ def ablate_and_rescue(
         raise ValueError(f"blocks has {wrong[0]}, and {type(model).__name__} has the blocks 1 to {len(sites)}.")
     if rescue_after < 1:
         raise ValueError(f"rescue_after={rescue_after} is before the stream was taken away; give 1 or more.")
-    sums: Counter[tuple[int, int, str]] = Counter()
+    sums: defaultdict[tuple[int, int, str], float] = defaultdict(float)
     tokens = 0
     for window in windows:
         clean: list[Tensor] = []
         untouched = _loss(model, window, {site: partial(_noted, where=clean) for site in sites})
         tokens += window.numel()
         for k, stream in product(wanted, range(model.config.num_streams)):
-            changes = {sites[k - 1]: partial(_ablated, stream=stream, ablation=ablation)}
+            changes: dict[nn.Module, Callable] = {sites[k - 1]: partial(_ablated, stream=stream, ablation=ablation)}
             losses = {"untouched": untouched, "ablated": _loss(model, window, changes)}
             if k + rescue_after <= len(sites):
                 back = k + rescue_after - 1
@@ -73,7 +73,7 @@ def ablate_and_rescue(
     return frame.reindex(columns=["untouched", "ablated", "rescued"])
 
 
-def _loss(model: PreTrainedModel, window: Tensor, changes: dict[nn.Module, Callable[[Tensor], Tensor]]) -> float:
+def _loss(model: PreTrainedModel, window: Tensor, changes: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> float:
     """Returns the loss with the input streams of some hyper-connections replaced."""
 
     def meets(change: Callable[[Tensor], Tensor]) -> Callable:

@@ -197,7 +197,9 @@ def _movement_sums(recording: Recording, static: Tensor) -> dict[str, Tensor]:
 def _distributions(recording: Recording) -> dict[str, tuple[Tensor, float, float]]:
     """Returns per-token values whose quantiles are reported, `[rows, ...]`, and their range."""
     inputs, streams = widen(recording.block_inputs), widen(recording.streams)
-    found = {"similarity": (torch.cosine_similarity(inputs[1:], inputs[:-1], dim=-1), -1, 1)}
+    found: dict[str, tuple[Tensor, float, float]] = {
+        "similarity": (torch.cosine_similarity(inputs[1:], inputs[:-1], dim=-1), -1, 1)
+    }
     if (num_streams := streams.shape[-2]) > 1:
         directions = normalize(streams, dim=-1)
         i, j = torch.triu_indices(num_streams, num_streams, 1)

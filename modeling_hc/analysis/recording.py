@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from ..functional_hc import close_streams
+from ..hyper_connections import HyperConnection
 from .connections import unfold
 
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -86,8 +87,8 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
     def keep_final(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         final.extend(_keep(close_streams(args[0], reduction) if hyper_connected else args[0]))
 
-    after = [(decoder.embed_tokens, keep_output)]
-    before = [(decoder.norm, keep_final)]
+    after: list[tuple[nn.Module, Callable]] = [(decoder.embed_tokens, keep_output)]
+    before: list[tuple[nn.Module, Callable]] = [(decoder.norm, keep_final)]
     for layer in decoder.layers:
         after += [(layer.self_attn, keep_output), (layer.mlp, keep_output)]
         if hyper_connected:
@@ -151,7 +152,7 @@ def require_streams(model: PreTrainedModel, purpose: str) -> None:
         )
 
 
-def connections(model: PreTrainedModel) -> list[nn.Module]:
+def connections(model: PreTrainedModel) -> list[HyperConnection]:
     """Returns the hyper-connections of a model in the order of its blocks."""
     return [connection for layer in model.base_model.layers for connection in (layer.attn_hc, layer.mlp_hc)]
 

@@ -76,7 +76,7 @@ class _Checkpoint(NamedTuple):
 
     folder: Path
     shards: dict[str, list[str]]
-    auto_class: type
+    auto_class: Any
     model: PreTrainedModel
     ignored: set[str]
 
@@ -236,7 +236,7 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
 
 def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[type[PreTrainedConfig], str]:
     """Returns the hyper-connected configuration class of a checkpoint and the name of its Auto class."""
-    families = HyperConnectionConfigMixin.__subclasses__()
+    families: list[Any] = HyperConnectionConfigMixin.__subclasses__()  # each is a PreTrainedConfig, too
     by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in families}
     model_type = config_dict.get("model_type")
     if not isinstance(model_type, str) or model_type not in by_type:
@@ -433,7 +433,8 @@ def _copy_weights(source: _Checkpoint, folder: Path) -> None:
 
 
 def _write_index(folder: Path) -> None:
-    weight_map, total_size = {}, 0
+    weight_map: dict[str, str] = {}
+    total_size = 0
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             weight_map |= dict.fromkeys(file.keys(), path.name)
@@ -491,7 +492,7 @@ def _verify(source: _Checkpoint, folder: Path, hyper_connected: bool) -> str:
 
 
 def _verify_tensors(source: _Checkpoint, target: _Checkpoint) -> int:
-    copy_of = {}
+    copy_of: dict[str, Any] = {}
     for shard, names in target.shards.items():
         copy_of |= dict.fromkeys(names, safe_open(target.folder / shard, "pt"))
     count = 0

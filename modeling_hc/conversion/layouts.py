@@ -121,7 +121,7 @@ def _from(state: Mapping[str, Tensor], norm_names: tuple[str, ...]) -> dict[str,
     names = _STATIC | (_DYNAMIC if dynamic else {})
     _require(state, set(names.values()), norm_names)
     num_streams = len(state["static_beta"])
-    shapes = {"static_alpha": (num_streams, 1 + num_streams)}
+    shapes: dict[str, tuple[int, ...]] = {"static_alpha": (num_streams, 1 + num_streams)}
     if dynamic:
         hidden_size = len(state["dynamic_alpha_fn"])
         shapes |= {"dynamic_alpha_fn": (hidden_size, 1 + num_streams), "dynamic_beta_fn": (hidden_size,)}

@@ -203,7 +203,7 @@ def table(folder: Path, runs: Runs, experiment: str) -> str:
             row += [difference(runs, variant, text=text).text() for text in texts]
             part, missing = convergence(runs, variant)
             ratio = step_ratio(folder, experiment, variant)
-            if missing:  # a mean over those that do would flatter
+            if part is None or missing:  # a mean over those that do would flatter
                 row += ["not by all seeds" if part else "never", f"{ratio:.2f}" if ratio else ""]
             else:
                 row.append(part.text(".2f"))

@@ -18,7 +18,7 @@ class Classification(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        predictions, references = np.asarray(predictions), np.asarray(references)
+        predictions, references = np.asarray(predictions), np.asarray(references)  # type: ignore[assignment]
         f1 = [
             2 * np.sum((predictions == k) & (references == k)) / (np.sum(predictions == k) + np.sum(references == k))
             for k in np.union1d(predictions, references)

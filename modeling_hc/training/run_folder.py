@@ -43,13 +43,14 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
         ) from error
     content = in_use(folder)
     started = (folder / "run.json").exists()
-    resume = str(args.resume_from_checkpoint or "false")
+    asked = str(args.resume_from_checkpoint or "false")
+    resume: str | None = asked
     again = False
-    if resume.lower() == "true":
+    if asked.lower() == "true":
         resume = get_last_checkpoint(folder) if folder.exists() else None
         if resume is None and folder.exists() and (started or not content):
             resume, again = "", True
-    elif resume.lower() == "false":
+    elif asked.lower() == "false":
         resume = ""
     if resume is None or (resume and not Path(resume).is_dir()):
         raise ValueError(

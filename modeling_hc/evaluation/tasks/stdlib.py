@@ -10,7 +10,7 @@ Scores compare only between runs on the same Python version, which decides the t
 import random
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
 
@@ -54,7 +54,7 @@ def score(item: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, 
     }
 
 
-def _texts(split: str) -> Iterator[str]:
+def _texts(split: Literal["train", "validation"]) -> Iterator[str]:
     for file in stdlib_files(split):
         yield file.read_text("utf-8", "replace")
 
