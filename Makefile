@@ -22,7 +22,7 @@ $(READY): requirements.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-demo: $(READY)  ## train, share and evaluate a residual Llama and its DHC x4 twin; writes runs/demo/report.html
+demo: $(READY)  ## train, share and evaluate a residual Llama and one with DHC x4; writes runs/demo/report.html
 	$(BIN)/modeling-hc demo
 
 # transformers' own model tests, which only its source distribution holds; the tests on them skip where this fails.
