@@ -63,7 +63,7 @@ $(DOCS)/.ready: requirements-docs.txt
 	touch $@
 
 docs: $(DOCS)/.ready  ## build the documentation into site/; it needs no other environment
-	$(DOCS)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 clean:  ## remove the environments and caches; keeps runs/
 	rm -rf $(VENV) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache build *.egg-info
