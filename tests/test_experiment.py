@@ -38,6 +38,7 @@ from modeling_hc.experiments.report import (
     write_report,
 )
 from modeling_hc.experiments.setup import Blocks, load_experiment
+from modeling_hc.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -287,7 +288,10 @@ def test_every_experiment_of_the_repository_loads(path):
 def test_an_experiment_for_gpus_runs_at_toy_size_cut_into_pieces(name, home, finished, monkeypatch):
     """All but the sizes is as in its file: bf16, compiled, its recipe, its variants."""
     values = yaml.safe_load((ROOT / "configuration" / "experiments" / f"{name}.yaml").read_text())
-    model = json.loads((ROOT / values["model"]).read_text()) | {"hidden_size": 32, "num_hidden_layers": 2}
+    model = json.loads(find_recipe("models", values["model"]).read_text()) | {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+    }
     model |= {"vocab_size": 300, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
     sizes = {key: EXPERIMENT[key] for key in ("data", "seeds", "batch_size", "block_size", "eval_blocks")}
     values |= sizes | {"model": model, "tokens": 8 * 4 * 32, "evaluations": 2}

@@ -7,6 +7,7 @@ Everything is in runs/demo, the report in runs/demo/report.html. A further call 
 was interrupted; `rm -r runs/demo` starts anew.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -40,6 +41,8 @@ SAMPLING = {"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_k"
 
 def main() -> None:
     """Takes the steps that are not done yet."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a network
     os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine, threads that share so little work wait for each other
     report = FOLDER / "report.html"
