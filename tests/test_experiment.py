@@ -292,7 +292,8 @@ def test_an_experiment_for_gpus_runs_at_toy_size_cut_into_pieces(name, home, fin
         "hidden_size": 32,
         "num_hidden_layers": 2,
     }
-    model |= {"vocab_size": 300, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model |= {"vocab_size": 300, "intermediate_size": 48}
     sizes = {key: EXPERIMENT[key] for key in ("data", "seeds", "batch_size", "block_size", "eval_blocks")}
     values |= sizes | {"model": model, "tokens": 8 * 4 * 32, "evaluations": 2}
     values["training"]["warmup_steps"] = 2
