@@ -133,7 +133,7 @@ def test_no_script_reads_pickled_weights(
     (pickled / "rows.csv").write_text("text,label\nw5,a\nw6,b\n")
     rows = str(pickled / "rows.csv")
     classifier = finetune.ClassifierArguments(model, [rows], [rows])
-    monkeypatch.setattr(finetune, "load_tokenizer", lambda _: tiny_tokenizer())
+    monkeypatch.setattr(finetune, "read_tokenizer", lambda _: tiny_tokenizer())
     attempts = {
         "generate.py and analyze.py": lambda: load(model),
         "eval/run.py": lambda: evaluate.check_model(model),

@@ -82,7 +82,7 @@ def test_the_report_has_the_documented_layout(report: dict[str, Any], residual: 
     assert (task["num_fewshot"], task["num_items"]) == (0, 40)
     assert task["higher_is_better"] == {"acc": True, "bits_per_byte": False}
     assert report["environment"]["torch"] == torch.__version__ and report["environment"]["device"] == "cpu"
-    assert report["command"].startswith("eval/run.py ") and "--limit 40" in report["command"]
+    assert report["command"].startswith("modeling-hc evaluate ") and "--limit 40" in report["command"]
 
 
 @torch.no_grad()
@@ -323,7 +323,7 @@ def test_the_command_fails_without_a_traceback(tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "eval/run.py"), str(tmp_path), "--tasks", "stdlib"], capture_output=True, text=True
     )
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("eval/run.py: Model") and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("run.py: Model") and "Traceback" not in result.stderr
 
 
 def _generating_task(folder: Path) -> str:

@@ -142,7 +142,7 @@ def test_lora_trains_adapters_and_whole_hyper_connections_and_nothing_else(twin,
 
 
 def test_lora_is_refused_where_there_is_no_checkpoint_to_adapt(parent, data, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"lora_r=4 .* modeling-hc convert"):
+    with pytest.raises(SystemExit, match=r"lora_r=4 .*modeling-hc convert"):
         run("train.py", monkeypatch, *on(parent, data, tmp_path / "run"), "--lora_r", 4, "--hyper_connect", "true")
 
 
