@@ -7,10 +7,13 @@ missing there gets another treatment than its residual parent, often without an 
 """
 
 import sys
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer
 from transformers.models.auto import modeling_auto, tokenization_auto
+from transformers.utils import is_liger_kernel_available
 
 # Modules with tables by model type, which may be imported later than this file, or never.
 _LAZY_MODULES = (
@@ -40,6 +43,10 @@ def register_names(config_class: Any) -> None:
     tokenizer_class = tokenization_auto.TOKENIZER_MAPPING.get(CONFIG_MAPPING[parent_model_type], None)
     if tokenizer_class is not None:
         AutoTokenizer.register(config_class, tokenizer_class, exist_ok=True)
+    if is_liger_kernel_available():  # `use_liger_kernel` imports it and looks the model type up in one step
+        with suppress(ImportError):
+            import_module("liger_kernel.transformers.monkey_patch")
+    register_names_lazily(config_class)
 
 
 def register_names_lazily(config_class: Any) -> None:
