@@ -80,7 +80,7 @@ def test_figures_numbers_and_reading_are_written(analysis: Path) -> None:
     names = {path.name for path in (analysis / "figures").iterdir()}
     drawn = {"connections", "shares", "similarity", "contributions", *OF_STREAMS, "movement"}
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("pdf", "png")}
-    rows = list(csv.DictReader((analysis / "layers.csv").open()))
+    rows = list(csv.DictReader((analysis / "layers.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == [
         *("embedding", "1 attention", "2 MLP", "3 attention", "4 MLP", "5 attention", "6 MLP", "output")
     ]
