@@ -2,7 +2,9 @@
 """The command line of the package: `modeling-hc COMMAND ...` or `python -m modeling_hc COMMAND ...`."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 COMMANDS = {
@@ -48,7 +50,12 @@ def main() -> Any:
     if name in ("-h", "--help"):
         print(usage)
         return 0
-    sys.exit(f"modeling-hc: there is no command {name!r}.\n\n{usage}")
+    if name == "--version":
+        print(version("modeling-hc"))
+        return 0
+    near = get_close_matches(name, COMMANDS | UPSTREAM, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    sys.exit(f"modeling-hc: there is no command {name!r}.{hint}\n\n{usage}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def damage(name: str | PathLike, folder: Path) -> str | None:
         name: of the checkpoint.
         folder: where it is, if that is a folder.
     """
+    if not folder.is_dir():
+        return None
     files = sorted(folder.glob("*.safetensors"))
     damaged = next(filter(_is_damaged, files), None)
     if files and damaged is None:

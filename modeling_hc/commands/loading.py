@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -16,14 +17,17 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ValueError: there is none, or it is damaged or not whole.
     """
     if name.count("/") > 1 and not Path(name).is_dir():
-        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
+        raise ValueError(f"There is no folder {name}, and this is no name of a model on the Hub either.")
+    if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
+        raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, report = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # each of many kinds of damage has its own exception
-        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+        absent = "" if Path(name).is_dir() else "There is no such folder. "
+        raise ValueError(f"{name} cannot be loaded: {absent}{' '.join(str(error).split())}") from error
     if report["missing_keys"]:
         raise ValueError(
             f"{name} cannot be loaded: its weights lack {min(report['missing_keys'])} of {type(model).__name__}, "

@@ -67,7 +67,10 @@ def files_to_upload(folder: Path) -> list[Path]:
         ValueError: the folder lacks something without which nobody could load the model.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a saved model: it has no config.json. Name a folder of `save_pretrained`.")
+        hint = " Merge the adapter into its model first." if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(
+            f"{folder} is not a saved model: it has no config.json. Name a folder of `save_pretrained`.{hint}"
+        )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto_map = config.get("auto_map", {})
     # Our models' save_pretrained writes a card, that of transformers does not.

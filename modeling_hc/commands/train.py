@@ -76,7 +76,8 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
     if (args.config is None) == (args.model_name_or_path is None):
         raise ValueError(
             f"Give either config, a recipe to train from scratch, or model_name_or_path, a checkpoint to train on "
-            f"from; got config={args.config} and model_name_or_path={args.model_name_or_path}."
+            f"from; got config={args.config} and model_name_or_path={args.model_name_or_path}. The recipes of `train` "
+            "name a config, but for hyper-connect and lora, which train on from a checkpoint."
         )
     if args.lora_r is not None and (args.config is not None or args.hyper_connect):
         raise ValueError(
