@@ -100,18 +100,11 @@ class HCFinalNormMixin:
     kernel_condition = staticmethod(lambda norm: False)
     """Keeps out kernels of the Hub, which would replace this `forward` and read each stream by itself."""
 
-    def __call__(self, hidden_states: Tensor) -> Tensor:
-        """See `forward`. Here, too, because Liger replaces `forward` in the modules of a model."""
-        return super().__call__(self._closed(hidden_states))
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalises streams `[B, S, N, D]` or a hidden state `[B, S, D]`. Returns `[B, S, D]`."""
-        return super().forward(self._closed(hidden_states))
-
-    def _closed(self, hidden_states: Tensor) -> Tensor:
         if hidden_states.dim() == 4:
-            return close_streams(hidden_states, self.config.stream_reduction)
-        return hidden_states
+            hidden_states = close_streams(hidden_states, self.config.stream_reduction)
+        return super().forward(hidden_states)
 
 
 def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:

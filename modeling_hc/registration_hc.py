@@ -7,7 +7,9 @@ missing there gets another treatment than its residual parent, often without an 
 """
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -15,13 +17,14 @@ from transformers import CONFIG_MAPPING, AutoTokenizer
 from transformers.models.auto import modeling_auto, tokenization_auto
 from transformers.utils import is_liger_kernel_available
 
+_LIGER = "liger_kernel.transformers.monkey_patch"
 # Modules with tables by model type, which may be imported later than this file, or never.
 _LAZY_MODULES = (
     "transformers.conversion_mapping",
     "peft.utils.constants",
     "peft.utils.transformers_weight_conversion",
     "peft.tuners.adaption_prompt.config",
-    "liger_kernel.transformers.monkey_patch",
+    _LIGER,
 )
 
 
@@ -45,7 +48,7 @@ def register_names(config_class: Any) -> None:
         AutoTokenizer.register(config_class, tokenizer_class, exist_ok=True)
     if is_liger_kernel_available():  # `use_liger_kernel` imports it and looks the model type up in one step
         with suppress(ImportError):
-            import_module("liger_kernel.transformers.monkey_patch")
+            import_module(_LIGER)
     register_names_lazily(config_class)
 
 
@@ -58,4 +61,21 @@ def register_names_lazily(config_class: Any) -> None:
     for module in filter(None, map(sys.modules.get, _LAZY_MODULES)):
         for table in list(vars(module).values()):
             if isinstance(table, dict) and config_class.parent_model_type in table:
-                table.setdefault(config_class.model_type, table[config_class.parent_model_type])
+                entry = table[config_class.parent_model_type]
+                entry = _without_final_norm(entry) if module.__name__ == _LIGER else entry
+                table.setdefault(config_class.model_type, entry)
+
+
+def _without_final_norm(apply: Callable[..., None]) -> Callable[..., None]:
+    """Returns a function of Liger that leaves the final norm as it is: Liger's would not reduce the streams."""
+
+    @wraps(apply)
+    def apply_to_ours(*args: Any, model: Any = None, **kwargs: Any) -> None:
+        norm = {} if model is None else vars(model.base_model.norm)
+        before = norm.get("forward")  # a wrapper of accelerate's, if any
+        apply(*args, model=model, **kwargs)
+        norm.pop("forward", None)
+        if before is not None:
+            norm["forward"] = before
+
+    return apply_to_ours

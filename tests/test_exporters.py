@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OlmoeConfig, PreTrai
 
 from modeling_hc import HCLlamaConfig, HCOlmoeConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # tracers and exporters warn of the stock model, too
+
 SIZES: dict[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 32,

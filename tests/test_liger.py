@@ -1,21 +1,15 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Kernels that Liger puts into a model's modules are ours as they are the parent's."""
+"""Liger patches our models as it patches their parents."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import pytest
-import torch
-from contract import batch
-from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import modeling_hc
-from modeling_hc import HCLlamaConfig
 
 SIZES = {
     "vocab_size": 99,
@@ -27,27 +21,8 @@ SIZES = {
 }
 
 
-@pytest.mark.report(31, "kernels that replace the forward of a model's norms, as Liger does")
-def test_the_streams_are_reduced_where_the_forward_of_the_norms_is_replaced(outcome: Any) -> None:
-    inputs = batch() | {"labels": batch()["input_ids"]}
-    losses = {}
-    for config in (LlamaConfig(**SIZES), HCLlamaConfig(**SIZES)):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        expected = model(**inputs)
-        for module in model.modules():
-            if isinstance(module, LlamaRMSNorm):
-                module.forward = MethodType(LlamaRMSNorm.forward, module)
-
-        replaced = model(**inputs)
-
-        losses[config.model_type] = f"{replaced.loss:.3f}, was {expected.loss:.3f}"
-        assert torch.equal(replaced.logits, expected.logits)
-    outcome(losses["llama"], losses["hc_llama"])
-
-
 @pytest.mark.report(31, "use_liger_kernel=True")
-def test_liger_patches_as_many_modules_as_in_the_parent(outcome: Any) -> None:
+def test_liger_patches_what_it_patches_in_the_parent_but_the_norm_that_reads_the_streams(outcome: Any) -> None:
     pytest.importorskip("liger_kernel")
     # In a process of its own: Liger patches modules of transformers, too.
     code = f"""
@@ -68,4 +43,4 @@ print(json.dumps(patched))
     ours, stock = json.loads(result.stdout.splitlines()[-1])
     outcome(f"{len(stock)} modules", f"{len(ours)} modules")
     assert len(stock) == 2 * 3 + 2  # two norms and the MLP of each layer, the last norm, and the loss
-    assert ours == stock
+    assert ours == [name for name in stock if name != "model.norm"]  # Liger's would not reduce the streams
