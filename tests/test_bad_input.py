@@ -113,7 +113,7 @@ def test_a_recipe_of_training_cannot_run_code(tmp_path: Path) -> None:
 @pytest.fixture
 def pickled(tmp_path: Path) -> Path:
     """Folders `llama` and `hc` with a configuration, a tokenizer, and a pickle that leaves a mark where it is run."""
-    LlamaForCausalLM(config_class("Llama", False)(**sizes("Llama") | {"vocab_size": 97})).save_pretrained(
+    LlamaForCausalLM(config_class("Llama", False)(**sizes("Llama") | {"vocab_size": 99})).save_pretrained(
         tmp_path / "llama"
     )
     HCLlamaForCausalLM.from_pretrained(tmp_path / "llama").save_pretrained(tmp_path / "hc")

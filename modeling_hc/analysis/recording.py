@@ -85,7 +85,7 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
         outputs.extend(_keep(output[0] if isinstance(output, tuple) else output))
 
     def keep_final(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        final.extend(_keep(close_streams(args[0], reduction) if hyper_connected else args[0]))
+        final.extend(_keep(close_streams(args[0], reduction) if args[0].dim() == 4 else args[0]))
 
     after: list[tuple[nn.Module, Callable]] = [(decoder.embed_tokens, keep_output)]
     before: list[tuple[nn.Module, Callable]] = [(decoder.norm, keep_final)]
