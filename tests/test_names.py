@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from modeling_hc.configuration_hc import HyperConnectionConfigMixin
 from modeling_hc.registration_hc import register_names_lazily
@@ -87,6 +89,9 @@ def test_every_table_that_holds_a_parent_by_name_holds_ours(config_class: Any, p
     assert wrong == []
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="the list is that of the newest transformers"
+)
 def test_no_exception_is_out_of_date() -> None:
     all_names = {name for config_class in CONFIGS for name in names(config_class)}
     seen = set()
