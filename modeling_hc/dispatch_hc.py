@@ -31,7 +31,7 @@ from .recompute_hc import record
 KERNELS = os.environ.get("MODELING_HC_KERNELS", "auto")
 _CHOICES = ("auto", "reference", "triton")
 if KERNELS not in _CHOICES:
-    raise ValueError(f"MODELING_HC_KERNELS={KERNELS!r} must be one of {', '.join(_CHOICES)}.")
+    raise ValueError(f"MODELING_HC_KERNELS is auto, reference or triton, not {KERNELS!r}.")
 
 try:
     from .triton_hc import boundary as fused_boundary

@@ -105,7 +105,7 @@ def test_a_skipped_step_leaves_weights_and_optimizer_bit_for_bit_and_the_others_
 
     assert callback.unchanged == {1: False, 2: False, 3: True, 4: False, 5: False}
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
-    told = [record.getMessage() for record in caplog.records if record.name == "safe_trainer"]
+    told = [record.getMessage() for record in caplog.records if record.name == "modeling_hc.training.safe_trainer"]
     assert len(told) == 1 and told[0].startswith("Step 3 is not finite.") and told[0].endswith("The step is skipped.")
 
 

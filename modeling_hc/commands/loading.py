@@ -17,7 +17,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ValueError: there is none, or it is damaged or not whole.
     """
     if name.count("/") > 1 and not Path(name).is_dir():
-        raise ValueError(f"There is no folder {name}, and this is no name of a model on the Hub either.")
+        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
     if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
         raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint.")
     try:

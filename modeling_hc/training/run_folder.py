@@ -48,7 +48,7 @@ def check_folder(model_args: ModelArguments, data_args: DataArguments, args: Tra
     again = False
     if asked.lower() == "true":
         resume = get_last_checkpoint(folder) if folder.exists() else None
-        if resume is None and (started or not content):
+        if resume is None and folder.exists() and (started or not content):
             resume, again = "", True
     elif asked.lower() == "false":
         resume = ""
