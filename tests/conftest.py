@@ -59,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     lines = []
     for result in ("passed", "failed", "skipped"):
         for test in terminalreporter.stats.get(result, []):
-            properties = test.user_properties
+            properties = getattr(test, "user_properties", [])  # none of a module that was skipped as a whole
             reason = f": {test.longrepr[2].removeprefix('Skipped: ')}" if result == "skipped" else ""
             outcomes = [value for name, value in properties if name == "outcome"] or [["", ""]]
             for name, (row, what) in properties:
