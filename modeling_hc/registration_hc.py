@@ -60,10 +60,10 @@ def register_names_lazily(config_class: Any) -> None:
     """
     for module in filter(None, map(sys.modules.get, _LAZY_MODULES)):
         for table in list(vars(module).values()):
-            if isinstance(table, dict) and config_class.parent_model_type in table:
-                entry = table[config_class.parent_model_type]
-                entry = _without_final_norm(entry) if module.__name__ == _LIGER else entry
-                table.setdefault(config_class.model_type, entry)
+            if not isinstance(table, dict) or config_class.model_type in table:
+                continue
+            if (entry := table.get(config_class.parent_model_type)) is not None:
+                table[config_class.model_type] = _without_final_norm(entry) if module.__name__ == _LIGER else entry
 
 
 def _without_final_norm(apply: Callable[..., None]) -> Callable[..., None]:

@@ -72,7 +72,7 @@ def trained(**kwargs: Any) -> HCLlamaForCausalLM:
 
 
 def python(code: str, *args: Any, package: bool = False) -> str:
-    """Runs code in a fresh process, without our package unless told, and returns what it printed."""
+    """Runs code in a fresh process, by default without our package. Returns what it printed."""
     absent = "" if package else "import sys; sys.modules.update(modeling_hc=None, triton=None)\n"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": str(args[0]) + ".modules"}

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.integrations import moe
 
+from ..loading_hc import is_connection
 from ..recipes import find_recipe, load_recipe
 
 # Forward GFLOPs a token: in all, and in hyper-connections. Source: Table 8 of arXiv 2409.19606.
@@ -108,7 +109,7 @@ def model_info(path: Path) -> ModelInfo:
     return ModelInfo(
         recipe=path.stem,
         parameters=sum(sizes.values()),
-        parameters_in_hyper_connections=sum(size for name, size in sizes.items() if "_hc." in name),
+        parameters_in_hyper_connections=sum(size for name, size in sizes.items() if is_connection(name)),
         parameters_over_residual=sum(sizes.values()) - sum(parameter_counts(parent).values()),
         context_length=config.max_position_embeddings,
         flops_products=products,

@@ -43,6 +43,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from ..health import ConnectionHealth
+from ..loading_hc import is_connection
 from ..losses import block_sums, joined
 from ..modeling_hc_common import HCPreTrainedModelMixin
 from ..recipes import build_config, load_recipe
@@ -147,11 +148,7 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error
-    missing = [
-        key
-        for key in sorted(report["missing_keys"])
-        if not (args.hyper_connect and {"attn_hc", "mlp_hc"} & set(key.split(".")))
-    ]
+    missing = [key for key in sorted(report["missing_keys"]) if not (args.hyper_connect and is_connection(key))]
     wrong = missing + [
         f"{key} {tuple(found)} instead of {tuple(asked)}" for key, found, asked in report["mismatched_keys"]
     ]
