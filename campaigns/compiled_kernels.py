@@ -2,8 +2,8 @@
 """Compiles the kernels for a GPU on a machine without one, and prints what they take of it, a line of JSON a kernel.
 
     python -m campaigns.compiled_kernels                 # boundaries of the shapes below, for sm_80 and sm_90, bf16
-    python -m campaigns.compiled_kernels 4x2048          # one shape, of 8 tokens
-    python -m campaigns.compiled_kernels 4x2048x1 --dtype float32      # of one token, which is compiled by itself
+    python -m campaigns.compiled_kernels 4x2048          # one shape, of many tokens
+    python -m campaigns.compiled_kernels 4x2048x1 --dtype float32      # of few tokens, as in decoding
 
 The kernels are launched through their operators, so what is compiled is what runs: the launch alone is replaced.
 """
@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from modeling_hc import triton_hc
 
-SHAPES = ["1x64", "2x2048", "2x2048x1", "3x384", "4x2048", "4x4096", "8x8192"]
+SHAPES = ["1x64", "2x2048", "4x2048x1", "3x384", "4x2048", "4x4096", "8x8192"]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
@@ -39,13 +39,11 @@ class Compiler:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.compile
 
-    def compile(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
+    def compile(self, *arguments: Any, num_warps: int, maxnreg: int | None = None, **constants: Any) -> None:
         signature, aligned = {}, {}
         for position, (name, value) in enumerate(zip(self.kernel.arg_names, arguments, strict=False)):
             if value is None:
                 constants[name] = None
-            elif isinstance(value, int) and value == 1:  # as when it is launched: a constant
-                constants[name] = 1
             elif isinstance(value, torch.Tensor):
                 signature[name], aligned[(position,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
             else:
@@ -53,18 +51,19 @@ class Compiler:
         signature |= dict.fromkeys(constants, "constexpr")
         signature = {name: signature[name] for name in self.kernel.arg_names}
         source = ASTSource(self.kernel, signature, constexprs=constants, attrs=aligned)
-        compiled = triton.compile(source, target=self.target, options={"num_warps": num_warps})
+        compiled = triton.compile(source, target=self.target, options={"num_warps": num_warps, "maxnreg": maxnreg})
         self.resources = measured(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
 
 
 def measured(binary: bytes) -> dict[str, int]:
-    """Returns registers and bytes of stack a thread, and the instructions that load what was spilled."""
+    """Returns registers and bytes of stack a thread, the loads of what was spilled, and the barriers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
         usage, code = (_cuobjdump(what, file.name) for what in ("-res-usage", "-sass"))
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    return {"registers": int(registers), "stack": int(stack), "spill_loads": len(re.findall(r"\bLDL", code))}
+    counts = {name: len(re.findall(rf"\b{name}", code)) for name in ("LDL", "BAR")}
+    return {"registers": int(registers), "stack": int(stack), "spill_loads": counts["LDL"], "barriers": counts["BAR"]}
 
 
 def _cuobjdump(what: str, path: str) -> str:
@@ -72,14 +71,14 @@ def _cuobjdump(what: str, path: str) -> str:
 
 
 def boundary(
-    n: int, d: int, capability: int, centered: bool, tokens: int = 8, dtype: torch.dtype = torch.bfloat16
+    n: int, d: int, capability: int, centered: bool, tokens: int = 65, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, dict[str, int]]:
     """Compiles the boundary's two kernels for one shape; returns what each takes."""
     forward = Compiler(triton_hc._forward_kernel, capability)
     backward = Compiler(triton_hc._backward_kernel, capability)
     streams, output = torch.zeros(tokens, n, d, dtype=dtype), torch.zeros(tokens, d, dtype=dtype)
     alpha, beta, one = torch.zeros(tokens, n, n + 1), torch.zeros(tokens, n), torch.zeros(1)
-    weight, saved = torch.zeros(n + 2, d), torch.zeros(tokens, n, n + 4)
+    weight, saved = torch.zeros(n + 2, d), torch.zeros(tokens, 3, triton.next_power_of_2(n * (n + 2)))
     kernels = triton_hc._forward_kernel, triton_hc._backward_kernel
     triton_hc._forward_kernel, triton_hc._backward_kernel = forward, backward
     try:
