@@ -9,6 +9,9 @@ state-dict keys stay upstream's.
     h = h + attn(norm(h))       H, x, alpha, beta = attn_hc(H);   y = attn(norm(x))
     h = h + mlp(norm(h))        H, x, alpha, beta = mlp_hc(H, y, alpha, beta);   y = mlp(norm(x))
                                 H = depth_connection(H, y, alpha, beta)
+
+The last line is left to the next layer, or to the final norm, where nobody looks at what a layer returns: writing for
+one block and reading for the next is one step over the streams.
 """
 
 import inspect
@@ -39,6 +42,9 @@ from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHy
 from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
 from .recompute_hc import StreamRecompute
+
+Unfinished = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Streams, and what is still to be written to them: a block's output, with the alpha and beta of its connection."""
 
 
 class HCDecoderLayerMixin:
@@ -90,23 +96,27 @@ class HCDecoderLayerMixin:
             return StaticHyperConnection(*sizes)
         return DynamicHyperConnection(*sizes, self.config.use_tanh, **self.hyper_connection_norm())
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor | Unfinished, leave_unfinished: bool = False, **kwargs: Any
+    ) -> Tensor | Unfinished:
         """Runs the blocks, each in its hyper-connection.
 
         Args:
-            hidden_states: the streams `[B, S, N, D]`, or the embeddings `[B, S, D]`, of which each stream is a copy.
+            hidden_states: the streams `[B, S, N, D]`, those that the layer before left unfinished, or the embeddings
+                `[B, S, D]`, of which each stream is a copy.
+            leave_unfinished: leave it to the next layer to write the last block's output.
             **kwargs: what upstream's model passes to a layer, for the blocks.
 
         Returns:
-            The new streams `[B, S, N, D]`.
+            The new streams `[B, S, N, D]`; unfinished, they are the arguments of `depth_connection`.
         """
-        opened = hidden_states.dim() == 4
-        streams = hidden_states if opened else open_streams(hidden_states, self.config.num_streams)
-        unwritten: tuple[Tensor, ...] = ()
+        streams, *unwritten = hidden_states if isinstance(hidden_states, tuple) else (hidden_states,)
+        if streams.dim() == 3:
+            streams = open_streams(streams, self.config.num_streams)
         for connection, block in self.blocks.items():
             streams, block_input, alpha, beta = getattr(self, connection)(streams, *unwritten)
-            unwritten = getattr(self, block)(block_input, **kwargs), alpha, beta
-        return depth_connection(streams, *unwritten)
+            unwritten = [getattr(self, block)(block_input, **kwargs), alpha, beta]
+        return (streams, *unwritten) if leave_unfinished else depth_connection(streams, *unwritten)
 
 
 class HCFinalNormMixin:
@@ -120,8 +130,10 @@ class HCFinalNormMixin:
     kernel_condition = staticmethod(lambda norm: False)
     """Keeps out kernels of the Hub, which would replace this `forward` and read each stream by itself."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalises streams `[B, S, N, D]` or a hidden state `[B, S, D]`. Returns `[B, S, D]`."""
+    def forward(self, hidden_states: Tensor | Unfinished) -> Tensor:
+        """Normalises streams `[B, S, N, D]`, finished or not, or a hidden state `[B, S, D]`. Returns `[B, S, D]`."""
+        if isinstance(hidden_states, tuple):
+            hidden_states = depth_connection(*hidden_states)
         if hidden_states.dim() == 4:
             hidden_states = close_streams(hidden_states, self.config.stream_reduction)
         return super().forward(hidden_states)
@@ -360,6 +372,23 @@ class HCModelMixin:
         getattr(self, self.final_norm).config = self.config
         super().post_init()
 
+    def leaves_unfinished(self, **kwargs: Any) -> bool:
+        """Returns whether a layer may leave its last block to the next one in a forward pass with these arguments.
+
+        Not where a hook, upstream's recorder of hidden states, a checkpoint or a user's module sees what they return.
+        """
+        layers = next(child for child in self.children() if isinstance(child, nn.ModuleList))
+        return (
+            isinstance(getattr(self, self.final_norm), HCFinalNormMixin)
+            and not kwargs.get("output_hidden_states", self.config.output_hidden_states)
+            and not (self.gradient_checkpointing and self.training)
+            and all(isinstance(layer, HCDecoderLayerMixin) and not _is_observed(layer) for layer in layers)
+        )
+
+
+def _is_observed(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
 
 class HCMoeForCausalLMMixin:
     """What a hyper-connected causal language model with experts adds to upstream's."""
@@ -382,6 +411,8 @@ def hyper_connected(forward: Callable) -> Callable:
         whole_layers = self.gradient_checkpointing and self.training
         recompute = self.recomputed_sites > 1 and torch.is_grad_enabled() and not whole_layers
         recompute = recompute and not needs_reference()
+        if self.leaves_unfinished(**kwargs):
+            kwargs["leave_unfinished"] = True
         with StreamRecompute(self.recomputed_sites, depth_connection) if recompute else nullcontext():
             outputs = forward(self, *args, return_dict=True, **kwargs)
         if outputs.hidden_states is not None:

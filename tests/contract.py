@@ -22,7 +22,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from modeling_hc import HyperConnection
+from modeling_hc.modeling_hc_common import HCDecoderLayerMixin
 
 VOCABULARY = 99
 HC_SHAPES = {  # the names are frozen: shared checkpoints hold them
@@ -297,6 +298,30 @@ class FamilyContract:
 
             assert close(compiled_logits, logits)
             assert_same_gradients(compiled_gradients, gradients, 1e-4)
+
+    def test_a_layer_leaves_its_last_block_to_the_next_unless_somebody_looks_and_nothing_changes(self) -> None:
+        model = self.trained()
+        layer = next(module for module in model.modules() if isinstance(module, HCDecoderLayerMixin))
+        returned, run = [], type(layer).forward
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            output = run(self, *args, **kwargs)
+            returned.append(type(output))
+            return output
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(layer), "forward", forward)
+            fused, gradients = forward_and_backward(model)
+            assert set(returned) == {tuple}
+            returned.clear()
+            hook = layer.register_forward_hook(lambda module, args, output: None)
+            apart, expected = forward_and_backward(model)
+            hook.remove()
+            with torch.no_grad():
+                model(**batch(), output_hidden_states=True)
+            assert set(returned) == {Tensor}
+        assert torch.equal(fused, apart)
+        assert_same_gradients(gradients, expected, 1e-6)
 
     def test_the_exported_program_equals_the_model_at_other_lengths(self) -> None:
         model, inputs = self.trained(), batch()

@@ -16,7 +16,8 @@ PACKAGE = Path(modeling_hc.__file__).parent
 FAMILIES = sorted({path.stem for path in PACKAGE.glob("modeling_hc_*.py")} - {"modeling_hc_common"})
 ARROWS = {
     "functional_hc": {"torch"},
-    "triton_hc": {"torch", "triton"},
+    "triton_kernels_hc": {"triton"},
+    "triton_hc": {"torch", "triton_kernels_hc"},
     "autograd_hc": {"torch", "functional_hc"},
     "dispatch_hc": {"torch", "functional_hc", "autograd_hc", "recompute_hc", "triton_hc"},
     "recompute_hc": {"torch"},
@@ -81,7 +82,7 @@ def test_a_shipped_file_does_not_postpone_annotations(name: str) -> None:
     assert "__future__" not in {getattr(node, "module", None) for node in imports(PACKAGE / f"{name}.py")}
 
 
-@pytest.mark.parametrize("name", sorted(set(SHIPPED) & {"dispatch_hc", "triton_hc"}))
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) & {"dispatch_hc", "triton_kernels_hc"}))
 def test_an_optional_library_is_imported_inside_try(name: str) -> None:
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
     guarded = {id(n) for t in ast.walk(tree) if isinstance(t, ast.Try) for n in ast.walk(t)}
@@ -110,7 +111,11 @@ EXTRAS = [
     "triton",
 ]
 WITHOUT_EXTRAS = [
-    *(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "data", "triton_hc")),
+    *(
+        path.stem
+        for path in PACKAGE.glob("*.py")
+        if path.stem not in ("__init__", "data", "triton_hc", "triton_kernels_hc")
+    ),
     *("conversion", "analysis.connections", "analysis.recording"),
     *("commands.convert", "commands.generate", "commands.info", "commands.push"),
 ]

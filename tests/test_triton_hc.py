@@ -28,7 +28,11 @@ SHAPES = {"one token": (1,), "ragged": (7,), "batch": (3, 11)}
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """New tensors hold NaN until they are written, and bf16 is rounded; the interpreter would truncate."""
+    """New tensors hold NaN until they are written, and bf16 is rounded; the interpreter would truncate.
+
+    Programs have the shape of that for many tokens, but for the cases of one token.
+    """
+    monkeypatch.setattr(triton_hc, "FEW_TOKENS", 1)
     widen_or_truncate = interpreter._convert_float
 
     def convert(values: np.ndarray, source: object, target: object, mode: object) -> np.ndarray:
@@ -209,6 +213,58 @@ def test_inputs_and_gradients_need_not_be_contiguous() -> None:
     assert written.eq(3).all() and expanded.grad.eq(2).all()
 
 
+@pytest.mark.parametrize("unwritten", (False, True))
+def test_each_token_can_be_read_with_an_alpha_of_its_own(unwritten: bool) -> None:
+    """As the connections need it whose coefficients come from all streams at once."""
+    n, d, shape = 3, 48, (2, 5)
+    values = [
+        draw(*shape, n, d),
+        draw(*shape, n, n + 1, seed=1),
+        draw(*shape, d, seed=2),
+        *(draw(*shape, n, n + 1), draw(*shape, n)),
+    ]
+
+    def run(module: ModuleType | type[Reference], dtype: torch.dtype) -> list[Tensor]:
+        streams, alpha, *before = (value.to(dtype).to(DEVICE).requires_grad_() for value in values)
+        outputs = module.boundary(streams, tuple(before) if unwritten else (), alpha)
+        loss = sum((output * draw(*output.shape, seed=3).to(output)).sum() for output in outputs)
+        grads = torch.autograd.grad(loss, [streams, alpha, *(before if unwritten else ())])
+        return [tensor.detach().cpu().double() for tensor in (*outputs, *grads)]
+
+    for want, got in zip(run(Reference, torch.float64), run(triton_hc, torch.float32), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
+
+
+def test_a_layer_moves_as_many_numbers_as_the_table_says(monkeypatch: pytest.MonkeyPatch, with_kernels: None) -> None:
+    """Counted from what the kernels are given: a layer is two boundaries, and no half of one."""
+    n, d, tokens = 4, 64, 6
+    moved = []
+
+    class Counted:
+        def __init__(self, kernel: object) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            def launch(*arguments: object, **sizes: object) -> None:
+                tensors = {id(a): a.numel() // (tokens * d) for a in arguments if isinstance(a, Tensor) and a.ndim > 1}
+                moved.append(sum(count for key, count in tensors.items()))
+                self.kernel[grid](*arguments, **sizes)
+
+            return launch
+
+    for name in ("_forward_kernel", "_backward_kernel"):
+        monkeypatch.setattr(triton_hc, name, Counted(getattr(triton_hc, name)))
+    per_layer = []
+    for layers in (1, 3):
+        model = llama("static", num_hidden_layers=layers, hidden_size=d, num_streams=n)
+        ids = torch.arange(tokens, device=DEVICE)[None]
+        moved.clear()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        per_layer.append(sum(moved))
+    assert per_layer[1] - per_layer[0] == 2 * 2 * sum(triton_hc.traffic(n, True, True))
+    assert triton_hc.traffic(n, True, True) == (10, 15)  # the least that streams in memory allow, for four of them
+
+
 def test_no_tokens_are_no_trouble() -> None:
     for kind in ("static", "dynamic"):
         for got in results(triton_hc, *problem((0,), 2, 64, torch.float32), kind, True, True, True):
@@ -342,8 +398,9 @@ def test_a_compiled_model_of_any_length_is_the_eager_one_without_graph_breaks() 
 
 def llama(connection: str, seed: int = 0, **fields: int) -> HCLlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2} | fields
-    config = HCLlamaConfig(**sizes, vocab_size=20, num_streams=2, connection=connection, tie_word_embeddings=False)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_streams": 2} | fields
+    config = HCLlamaConfig(**sizes, vocab_size=20, connection=connection, tie_word_embeddings=False)
     return HCLlamaForCausalLM(config).to(DEVICE)
 
 
@@ -409,11 +466,11 @@ def test_recomputed_streams_are_rebuilt_by_a_kernel_with_every_gradient_to_the_l
         return [outputs.logits.detach(), *(parameter.grad for parameter in model.parameters())]
 
     want = gradients()
-    assert len(launched) == 2  # the ends of the layers
+    assert len(launched) == 1  # before the final norm
     model.recompute_streams(4)
     for kept, recomputed in zip(want, gradients(), strict=True):
         assert torch.equal(kept, recomputed)
-    assert len(launched) == 2 + 3  # of the streams of four sites, the first were kept
+    assert len(launched) == 1 + 3  # of the streams of four sites, the first were kept
 
 
 def test_a_compiled_model_with_kernels_is_the_eager_one(with_kernels: None) -> None:
