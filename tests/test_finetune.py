@@ -177,7 +177,7 @@ def test_a_converted_model_learns_to_classify_and_is_scored_as_scikit_learn_scor
         (["--train_files", "nowhere.csv"], "files that exist"),
         (["--max_lenght", "3"], "did you mean 'max_length'\\? "),
         (["--max_len", "3"], "no field 'max_len'"),
-        (["--max_length", "x"], r"finetune_classifier.py --help"),
+        (["--max_length", "x"], r"finetune_classifier.py --help-all"),
         (["--text_column", "number"], r"type int \(5\) in text_column='number'"),
         (["--text_column", "null"], "no row with both a text in 'null'"),
     ],
@@ -190,7 +190,7 @@ def test_a_classifier_run_refuses_bad_input(flags, message, twin, data, tmp_path
 
 def test_the_classifiers_help_lists_every_field(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
-        run("finetune_classifier.py", monkeypatch, "--help")
+        run("finetune_classifier.py", monkeypatch, "--help-all")
     assert stop.value.code == 0
     listed = set(capsys.readouterr().out.split())
     own = ("model_name_or_path", "train_files", "validation_files", "text_column", "label_column", "max_length")

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Train
 
 from modeling_hc.commands import train
 from modeling_hc.data import DataArguments, load_documents, make_blocks, stdlib_files
+from modeling_hc.recipes import load_recipe
 from modeling_hc.training.arguments import ModelArguments, parse
 
 ROOT = Path(__file__).parents[1]
@@ -223,14 +224,35 @@ def test_processes_that_would_each_train_alone_are_refused(home, monkeypatch):
         parse(recipe(home, "alone", use_cpu=False))
 
 
-def test_help_lists_every_field(capsys):
+def listed_by(flag: str, capsys) -> set[str]:
     with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
+        parse([flag])
     assert stop.value.code == 0
-    listed = set(capsys.readouterr().out.split())
+    return set(capsys.readouterr().out.split())
+
+
+def test_help_all_lists_every_field(capsys):
     assert {
         f"--{f.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for f in fields(kind)
-    } <= listed
+    } <= listed_by("--help-all", capsys)
+
+
+def test_help_lists_our_fields_and_the_usual_ones_and_where_the_others_are(capsys):
+    listed = listed_by("--help", capsys)
+    ours = {f"--{f.name}" for kind in (ModelArguments, DataArguments) for f in fields(kind)}
+    assert ours | {"--output_dir", "--learning_rate", "--on_nonfinite", "--help-all"} <= listed
+    assert "--hub_token" not in listed and "--no_skip_memory_metrics" not in listed
+
+
+def test_lora_on_a_residual_checkpoint_says_that_it_trains_no_hyper_connections(home, monkeypatch):
+    for name in ("llama", "hc"):
+        model = AutoModelForCausalLM.from_config(load_recipe(home / f"{name}.json"))
+        messages = []
+        monkeypatch.setattr(train.logger, "warning", messages.append)
+        train.with_lora(model, 2)
+        assert [("residual llama" in text, "modeling-hc convert" in text) for text in messages] == (
+            [(True, True)] if name == "llama" else []
+        )
 
 
 def test_the_stock_trainer_decays_the_dynamic_part_and_not_the_static_part(home):
@@ -327,7 +349,7 @@ def checkpoint(name: str) -> dict[str, str | None]:
 
 
 BAD_INPUT = {
-    "unknown field": ({"learning_rat": 1}, ["learning_rat", "did you mean 'learning_rate'? --help"]),
+    "unknown field": ({"learning_rat": 1}, ["learning_rat", "did you mean 'learning_rate'? --help-all"]),
     "override without a value": ({"config_overrides": "num_layers"}, ["config_overrides", "'num_layers'", "="]),
     "streams of a residual recipe": (
         {"config_overrides": "num_streams=2"},
