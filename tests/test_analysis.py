@@ -394,10 +394,10 @@ def test_giving_a_stream_back_undoes_the_ablation_if_nothing_read_it_before(abla
     assert abs(table.rescued - table.untouched)[3, 1] > 1e-6  # which blocks did read
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
+# ---- what is rejected -----------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_refused_by_name() -> None:
+def test_bad_input_is_rejected_by_name() -> None:
     sizes = {"vocab_size": 99, "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
     foreign = AutoModelForCausalLM.from_config(Qwen2Config(**sizes, num_key_value_heads=2, intermediate_size=32))
     other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=99, n_layer=1, n_embd=32, n_head=2))

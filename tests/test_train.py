@@ -218,7 +218,7 @@ def test_two_processes_under_accelerate_launch_train_what_one_process_trains(hom
     assert history(two, "eval_loss") == pytest.approx(history(one, "eval_loss"), rel=1e-4)
 
 
-def test_processes_that_would_each_train_alone_are_refused(home, monkeypatch):
+def test_processes_that_would_each_train_alone_are_rejected(home, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # by `accelerate launch`
     with pytest.raises(ValueError, match="2 processes were launched, but transformers finds 1"):
         parse(recipe(home, "alone", use_cpu=False))
@@ -417,7 +417,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_refused_in_one_paragraph_before_anything_is_written(case, broken, residual, tmp_path):
+def test_bad_input_is_rejected_in_one_paragraph_before_anything_is_written(case, broken, residual, tmp_path):
     fields, words = json.loads(json.dumps(BAD_INPUT[case]).replace("{home}", str(broken)))
     before = {path: path.stat().st_mtime_ns for path in residual.rglob("*")}
     with pytest.raises(SystemExit) as error:
@@ -577,7 +577,7 @@ def test_numbers_in_yaml_are_read_as_people_write_them(text, field, value, home,
     ],
 )
 @pytest.mark.report(14, "numbers in YAML as people write them")
-def test_settings_of_a_scheduler_that_it_cannot_use_are_refused_before_the_folder_is_made(fields, home):
+def test_settings_of_a_scheduler_that_it_cannot_use_are_rejected_before_the_folder_is_made(fields, home):
     with pytest.raises(SystemExit, match=r"^train\.py: lr_scheduler_kwargs=.* lr_scheduler_type=\w+ "):
         run(home, "unscheduled", **fields)
     assert not (home / "unscheduled").exists()
