@@ -1,12 +1,28 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Configurations: what a hyper-connected model adds to its residual parent's configuration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
-from transformers import LlamaConfig, MistralConfig, OlmoConfig, OlmoeConfig
+from transformers import (
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    OlmoeConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -123,7 +139,7 @@ class HyperConnectionConfigMixin:
                 require(1 <= value < 2**16, name, "from 1 to 65535")
             elif isinstance(value, int) and (name.endswith("_size") or name in _LENGTHS):
                 require(1 <= value < 2**31, name, "from 1 to 2147483647")
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        heads, kv_heads = self.num_attention_heads, getattr(self, "num_key_value_heads", None)
         require(
             kv_heads is None or heads % kv_heads == 0,
             "num_key_value_heads",
@@ -131,19 +147,26 @@ class HyperConnectionConfigMixin:
         )
         if getattr(self, "head_dim", None) is None:
             require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
-        head_dim = getattr(self, "head_dim", None) or self.hidden_size // heads
-        if head_dim % 2:
-            raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads) must be even, for RoPE.")
-        if hasattr(self, "num_experts"):
-            require(self.num_experts_per_tok <= self.num_experts, "num_experts_per_tok", "no more than num_experts")
+        for experts in ("num_experts", "num_local_experts"):
+            if hasattr(self, experts):
+                few = self.num_experts_per_tok <= getattr(self, experts)
+                require(few, "num_experts_per_tok", f"no more than {experts}")
         pad = self.pad_token_id
         require(pad is None or -self.vocab_size <= pad < self.vocab_size, "pad_token_id", "less than vocab_size")
-        require(self.hidden_act in ACT2FN, "hidden_act", "an activation of transformers, such as 'silu'")
+        act = "hidden_act" if hasattr(self, "hidden_act") else "hidden_activation"
+        require(getattr(self, act) in ACT2FN, act, "an activation of transformers, such as 'silu'")
         require(self.initializer_range <= 1, "initializer_range", "from 0 to 1")
-        dropout = self.attention_dropout
-        require(dropout is not None and 0 <= dropout <= 1, "attention_dropout", "from 0 to 1")
-        require(getattr(self, "rms_norm_eps", 1) > 0, "rms_norm_eps", "more than 0, or a row of zeros becomes NaN")
-        rope = self.rope_parameters or {}
+        for name in (field.name for field in fields(self) if field.name.endswith("dropout")):
+            dropout = getattr(self, name)
+            require(dropout is not None and 0 <= dropout <= 1, name, "from 0 to 1")
+        for name in ("rms_norm_eps", "layer_norm_eps"):
+            require(getattr(self, name, 1) > 0, name, "more than 0, or a row of zeros becomes NaN")
+        require(getattr(self, "logits_scaling", 1) > 0, "logits_scaling", "more than 0, for it divides the logits")
+        ropes = self.rope_parameters or {}
+        for rope in [part for part in ropes.values() if isinstance(part, dict)] or [ropes]:  # maybe by kind of layer
+            self._validate_rope_numbers(rope, require)
+
+    def _validate_rope_numbers(self, rope: dict[str, Any], require: Callable[[bool, str, str], None]) -> None:
         known = rope.get("rope_type", "default") in ("default", *ROPE_INIT_FUNCTIONS)
         require(known, "rope_parameters", f"of a rope_type that transformers has: {', '.join(ROPE_INIT_FUNCTIONS)}")
         for key, value in rope.items():
@@ -178,6 +201,9 @@ class HyperConnectionConfigMixin:
         return config_dict | {"model_type": cls.model_type}, kwargs
 
 
+_ALL_HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
+
 def _auto_classes(file: str, family: str, *heads: str) -> dict[str, str]:
     """Returns a family's classes by Auto class; a head is the end of its class's name, as "ForCausalLM"."""
     return {
@@ -197,14 +223,7 @@ class HCLlamaConfig(HyperConnectionConfigMixin, LlamaConfig):
 
     model_type = "hc_llama"
     parent_model_type = "llama"
-    auto_classes = _auto_classes(
-        "modeling_hc_llama",
-        "HCLlama",
-        "ForCausalLM",
-        "ForSequenceClassification",
-        "ForTokenClassification",
-        "ForQuestionAnswering",
-    )
+    auto_classes = _auto_classes("modeling_hc_llama", "HCLlama", *_ALL_HEADS)
 
 
 @strict
@@ -213,14 +232,7 @@ class HCMistralConfig(HyperConnectionConfigMixin, MistralConfig):
 
     model_type = "hc_mistral"
     parent_model_type = "mistral"
-    auto_classes = _auto_classes(
-        "modeling_hc_mistral",
-        "HCMistral",
-        "ForCausalLM",
-        "ForSequenceClassification",
-        "ForTokenClassification",
-        "ForQuestionAnswering",
-    )
+    auto_classes = _auto_classes("modeling_hc_mistral", "HCMistral", *_ALL_HEADS)
 
 
 @strict
@@ -241,5 +253,97 @@ class HCOlmoeConfig(HyperConnectionConfigMixin, OlmoeConfig):
     auto_classes = _auto_classes("modeling_hc_olmoe", "HCOlmoe", "ForCausalLM")
 
 
-for _config_class in (HCLlamaConfig, HCMistralConfig, HCOlmoConfig, HCOlmoeConfig):
+@strict
+class HCQwen2Config(HyperConnectionConfigMixin, Qwen2Config):
+    """Configuration of Qwen2 with hyper-connections: `Qwen2Config` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_qwen2"
+    parent_model_type = "qwen2"
+    auto_classes = _auto_classes("modeling_hc_qwen2", "HCQwen2", *_ALL_HEADS)
+
+
+@strict
+class HCQwen3Config(HyperConnectionConfigMixin, Qwen3Config):
+    """Configuration of Qwen3 with hyper-connections: `Qwen3Config` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_qwen3"
+    parent_model_type = "qwen3"
+    auto_classes = _auto_classes("modeling_hc_qwen3", "HCQwen3", *_ALL_HEADS)
+
+
+@strict
+class HCQwen3MoeConfig(HyperConnectionConfigMixin, Qwen3MoeConfig):
+    """Configuration of Qwen3-MoE with hyper-connections: `Qwen3MoeConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_qwen3_moe"
+    parent_model_type = "qwen3_moe"
+    auto_classes = _auto_classes("modeling_hc_qwen3_moe", "HCQwen3Moe", *_ALL_HEADS)
+
+
+@strict
+class HCMixtralConfig(HyperConnectionConfigMixin, MixtralConfig):
+    """Configuration of Mixtral with hyper-connections: `MixtralConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_mixtral"
+    parent_model_type = "mixtral"
+    auto_classes = _auto_classes("modeling_hc_mixtral", "HCMixtral", *_ALL_HEADS)
+
+
+@strict
+class HCOlmo2Config(HyperConnectionConfigMixin, Olmo2Config):
+    """Configuration of OLMo 2 with hyper-connections: `Olmo2Config` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_olmo2"
+    parent_model_type = "olmo2"
+    auto_classes = _auto_classes("modeling_hc_olmo2", "HCOlmo2", "ForCausalLM", "ForSequenceClassification")
+
+
+@strict
+class HCOlmo3Config(HyperConnectionConfigMixin, Olmo3Config):
+    """Configuration of OLMo 3 with hyper-connections: `Olmo3Config` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_olmo3"
+    parent_model_type = "olmo3"
+    auto_classes = _auto_classes("modeling_hc_olmo3", "HCOlmo3", "ForCausalLM", "ForSequenceClassification")
+
+
+@strict
+class HCGemma3TextConfig(HyperConnectionConfigMixin, Gemma3TextConfig):
+    """Configuration of Gemma 3 (text) with hyper-connections: `Gemma3TextConfig` and `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_gemma3_text"
+    parent_model_type = "gemma3_text"
+    auto_classes = _auto_classes("modeling_hc_gemma3", "HCGemma3Text", "ForSequenceClassification") | {
+        "AutoModelForCausalLM": "modeling_hc_gemma3.HCGemma3ForCausalLM"
+    }
+
+
+@strict
+class HCGraniteConfig(HyperConnectionConfigMixin, GraniteConfig):
+    """Configuration of Granite with hyper-connections: `GraniteConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_granite"
+    parent_model_type = "granite"
+    auto_classes = _auto_classes("modeling_hc_granite", "HCGranite", "ForCausalLM")
+
+
+@strict
+class HCSmolLM3Config(HyperConnectionConfigMixin, SmolLM3Config):
+    """Configuration of SmolLM3 with hyper-connections: `SmolLM3Config` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_smollm3"
+    parent_model_type = "smollm3"
+    auto_classes = _auto_classes("modeling_hc_smollm3", "HCSmolLM3", *_ALL_HEADS)
+
+
+@strict
+class HCGPTNeoXConfig(HyperConnectionConfigMixin, GPTNeoXConfig):
+    """Configuration of GPT-NeoX (Pythia) with hyper-connections: `GPTNeoXConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_gpt_neox"
+    parent_model_type = "gpt_neox"
+    auto_classes = _auto_classes("modeling_hc_gpt_neox", "HCGPTNeoX", *_ALL_HEADS)
+
+
+for _config_class in HyperConnectionConfigMixin.__subclasses__():
     register_names(_config_class)

@@ -33,6 +33,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, WeightTransform
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
@@ -157,10 +158,23 @@ def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
     return checkpoint(run, block_input, use_reentrant=False, preserve_rng_state=False)
 
 
+def _literally(conversion: WeightTransform) -> WeightTransform:
+    """Returns a renaming whose target is read letter by letter, also when it is reversed, where a model is saved.
+
+    Upstream's `.mlp.` is a regular expression then, which matches `.mlp_hc.`, too.
+    """
+    if not isinstance(conversion, WeightRenaming) or not all(
+        re.fullmatch(r"[\w.]+", t) for t in conversion.target_patterns
+    ):
+        return conversion
+    targets = [target.replace(".", r"\.") for target in conversion.target_patterns]
+    return type(conversion)(conversion.source_patterns, targets)
+
+
 class HCPreTrainedModelMixin:
     """What a hyper-connected `PreTrainedModel` adds to its parent: dtype, initial values, the model card."""
 
-    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
+    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc", "block_hc"]
     decoder_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head."""
     parts: ClassVar[dict[str, Any]] = {}
@@ -175,7 +189,7 @@ class HCPreTrainedModelMixin:
         by_type = {cls.config_class.model_type: getattr(cls.config_class, "parent_model_type", None)}
         for ours, parents in ({cls.__name__: upstream.__name__} | by_type).items():
             if conversions := get_checkpoint_conversion_mapping(parents):
-                register_checkpoint_conversion_mapping(ours, conversions, overwrite=True)
+                register_checkpoint_conversion_mapping(ours, list(map(_literally, conversions)), overwrite=True)
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         """Runs upstream's constructor, in which our classes stand in the place of upstream's.
@@ -283,7 +297,11 @@ class HCPreTrainedModelMixin:
             weight = getattr(module, projection)
             if not getattr(weight, "_is_hf_initialized", False):
                 exponent = {"divide": -0.5, "multiply": 0.5, "none": 0.0}[self.config.output_rescaling]
-                weight.mul_(self.config.num_streams**exponent)
+                self.rescale(weight, self.config.num_streams**exponent)
+
+    def rescale(self, weight: nn.Parameter, factor: float) -> None:
+        """Multiplies the size of what a block writes by a factor, in place."""
+        weight.mul_(factor)
 
     def recompute_streams(self, sites: int | None = None) -> None:
         """Makes the backward passes of this model recompute streams instead of keeping them, with equal results.
@@ -369,7 +387,13 @@ class HCModelMixin:
 
     def post_init(self) -> None:
         """Upstream's, with which upstream's constructors end."""
-        getattr(self, self.final_norm).config = self.config
+        config = self.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        rotated = head_dim * (config.rope_parameters or {}).get("partial_rotary_factor", 1)
+        if int(rotated) % 2:
+            part = "" if rotated == head_dim else f", or {int(rotated)}, the part of it that is rotated,"
+            raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads){part} must be even, for RoPE.")
+        getattr(self, self.final_norm).config = config
         super().post_init()
 
     def leaves_unfinished(self, **kwargs: Any) -> bool:

@@ -20,7 +20,9 @@ from transformers.utils import is_liger_kernel_available
 _LIGER = "liger_kernel.transformers.monkey_patch"
 # Modules with tables by model type, which may be imported later than this file, or never.
 _LAZY_MODULES = (
+    "transformers.cli.serving.utils",
     "transformers.conversion_mapping",
+    "transformers.integrations.awq",
     "peft.utils.constants",
     "peft.utils.transformers_weight_conversion",
     "peft.tuners.adaption_prompt.config",
@@ -43,6 +45,8 @@ def register_names(config_class: Any) -> None:
     tokenizer = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(parent_model_type)
     if tokenizer is not None:
         tokenization_auto.TOKENIZER_MAPPING_NAMES[model_type] = tokenizer
+    if parent_model_type in tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS:
+        tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(model_type)
     tokenizer_class = tokenization_auto.TOKENIZER_MAPPING.get(CONFIG_MAPPING[parent_model_type], None)
     if tokenizer_class is not None:
         AutoTokenizer.register(config_class, tokenizer_class, exist_ok=True)
@@ -62,6 +66,9 @@ def register_names_lazily(config_class: Any) -> None:
         for table in list(vars(module).values()):
             if not isinstance(table, dict) or config_class.model_type in table:
                 continue
+            for key in [key for key in table if isinstance(key, tuple) and config_class.parent_model_type in key]:
+                if config_class.model_type not in key:
+                    table[(*key, config_class.model_type)] = table.pop(key)
             if (entry := table.get(config_class.parent_model_type)) is not None:
                 table[config_class.model_type] = _without_final_norm(entry) if module.__name__ == _LIGER else entry
 
@@ -71,7 +78,7 @@ def _without_final_norm(apply: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(apply)
     def apply_to_ours(*args: Any, model: Any = None, **kwargs: Any) -> None:
-        norm = {} if model is None else vars(model.base_model.norm)
+        norm = {} if model is None else vars(getattr(model.base_model, model.base_model.final_norm))
         before = norm.get("forward")  # a wrapper of accelerate's, if any
         apply(*args, model=model, **kwargs)
         norm.pop("forward", None)

@@ -10,9 +10,11 @@ Where the parent says nothing (coefficients away from their initial values), two
 """
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,18 +72,30 @@ class FamilyContract:
     parent_config_class: ClassVar[type[PreTrainedConfig]]
     sizes: ClassVar[dict[str, Any]]
     """Keyword arguments that both configurations take, for a tiny model of two layers or more."""
+    noise: ClassVar[dict[str, float]] = {"attention_dropout": 0.1}
+    """Keyword arguments of both configurations that make a model in training random."""
     compile_backend: ClassVar[str] = "aot_eager"
     """What `torch.compile` ends in; "inductor" also generates code, which takes ten times as long."""
+    compiled_gradient_tolerance: ClassVar[float] = 1e-4
 
     # ---- the models under test ----------------------------------------------------------------------------------
 
     @classmethod
     def parent_config(cls, **kwargs: Any) -> PreTrainedConfig:
-        return cls.parent_config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | cls.sizes | kwargs)
+        return cls.parent_config_class(**cls._fields(**kwargs))
 
     @classmethod
     def config(cls, **kwargs: Any) -> PreTrainedConfig:
-        return cls.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | cls.sizes | kwargs)
+        return cls.config_class(**cls._fields(**kwargs))
+
+    @classmethod
+    def _fields(cls, **kwargs: Any) -> dict[str, Any]:
+        values = {"vocab_size": VOCABULARY, "pad_token_id": 0} | cls.sizes | kwargs
+        depth = values["num_hidden_layers"]
+        return values | {k: v[:depth] for k, v in values.items() if k in ("layer_types", "no_rope_layers")}
+
+    connections: ClassVar[tuple[str, ...]] = ("attn_hc", "mlp_hc")
+    """Those of a layer."""
 
     @property
     def heads(self) -> list[str]:
@@ -163,6 +177,15 @@ class FamilyContract:
         for extra in ({}, {"num_items_in_batch": torch.tensor(7)}):
             assert torch.equal(self.converted(residual)(**inputs, **extra).loss, parent(**inputs, **extra).loss)
 
+    def test_in_training_a_converted_checkpoint_draws_and_computes_what_its_parent_does(self, residual: Path) -> None:
+        losses = []
+        for load in (AutoModelForCausalLM.from_pretrained, self.converted):
+            model = load(residual, **self.noise).train()
+            torch.manual_seed(4)
+            losses.append(model(**batch(), labels=batch()["input_ids"]).loss)
+
+        assert losses[0] == losses[1]
+
     def test_packed_sequences_equal_the_parent_and_do_not_see_each_other(
         self, residual: Path, parent: PreTrainedModel
     ) -> None:
@@ -208,8 +231,12 @@ class FamilyContract:
 
         assert torch.equal(generate(model, prompt, assistant_model=self.trained(num_hidden_layers=1)), expected)
         assert torch.equal(generate(model, prompt, assistant_model=copy.deepcopy(model)), expected)
-        assert torch.equal(generate(model, prompt, assistant_early_exit=1), expected)
         assert torch.equal(generate(model, prompt, prompt_lookup_num_tokens=3), expected)
+        try:
+            generate(AutoModelForCausalLM.from_config(self.parent_config()), prompt, assistant_early_exit=1)
+        except IndexError:  # upstream's model runs all its layers and not the first few, for which there is a cache
+            return
+        assert torch.equal(generate(model, prompt, assistant_early_exit=1), expected)
 
     def test_left_padding_changes_nothing(self) -> None:
         model, padded = self.trained(), batch(left_padding=3)
@@ -250,13 +277,15 @@ class FamilyContract:
 
     def test_hidden_states_of_a_trained_model_have_the_hidden_size_and_end_in_the_head_s_input(self) -> None:
         model = self.trained()
+        read: list[Tensor] = []
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0]))
 
         outputs = model(**batch(), output_hidden_states=True)
 
         b, s = batch()["input_ids"].shape
         assert {h.shape for h in outputs.hidden_states} == {(b, s, model.config.hidden_size)}
         assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
-        assert torch.equal(model.get_output_embeddings()(outputs.hidden_states[-1]), outputs.logits)
+        assert torch.equal(outputs.hidden_states[-1], read[0])
 
     def test_return_dict_false_gives_the_same_as_a_tuple(self) -> None:
         model = self.trained()
@@ -297,7 +326,7 @@ class FamilyContract:
             )
 
             assert close(compiled_logits, logits)
-            assert_same_gradients(compiled_gradients, gradients, 1e-4)
+            assert_same_gradients(compiled_gradients, gradients, self.compiled_gradient_tolerance)
 
     def test_a_layer_leaves_its_last_block_to_the_next_unless_somebody_looks_and_nothing_changes(self) -> None:
         model = self.trained()
@@ -347,7 +376,7 @@ class FamilyContract:
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
 
         assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
-        assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+        assert not {"lm_head.weight", "embed_out.weight"} & load_file(tmp_path / "model.safetensors").keys()
         assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
     def test_resized_embeddings_keep_the_known_tokens(self, tmp_path: Path) -> None:
@@ -373,13 +402,14 @@ class FamilyContract:
     def test_layers_offloaded_to_the_disk_compute_the_same(self, tmp_path: Path) -> None:
         model = self.trained()
         model.save_pretrained(tmp_path)
-        places = dict.fromkeys(["lm_head", *(f"model.{name}" for name, _ in model.model.named_children())], "cpu")
-        del places["model.layers"]
-        places |= {f"model.layers.{i}": "disk" if i == 1 else "cpu" for i in range(len(model.model.layers))}
+        decoder, prefix = model.base_model, model.base_model_prefix
+        places = dict.fromkeys(["lm_head", *(f"{prefix}.{name}" for name, _ in decoder.named_children())], "cpu")
+        del places[f"{prefix}.layers"]
+        places |= {f"{prefix}.layers.{i}": "disk" if i == 1 else "cpu" for i in range(len(decoder.layers))}
 
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
 
-        assert {p.device.type for p in loaded.model.layers[1].parameters()} == {"meta"}
+        assert {p.device.type for p in loaded.base_model.layers[1].parameters()} == {"meta"}
         assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -442,9 +472,7 @@ class FamilyContract:
 
     def test_lora_trains_saves_loads_and_merges(self, tmp_path: Path) -> None:
         base = self.trained()
-        model = get_peft_model(
-            copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
-        )
+        model = get_peft_model(copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         for _ in range(2):  # B of LoRA is zero at first, so one step alone leaves A where it was
             model(**batch(), labels=batch()["input_ids"]).loss.backward()
@@ -476,9 +504,9 @@ class FamilyContract:
         for connection, names in {"dynamic": list(HC_SHAPES), "static": ["alpha_bias", "beta_bias"]}.items():
             model = AutoModelForCausalLM.from_config(self.config(num_streams=n, connection=connection))
             expected = {key: tuple(value.shape) for key, value in parent.items()} | {
-                f"model.layers.{i}.{block}.{name}": HC_SHAPES[name](n, d)
+                f"{model.base_model_prefix}.layers.{i}.{connection}.{name}": HC_SHAPES[name](n, d)
                 for i in range(model.config.num_hidden_layers)
-                for block in ("attn_hc", "mlp_hc")
+                for connection in self.connections
                 for name in names
             }
             actual = {key: tuple(v.shape) for key, v in model.state_dict().items() if "_hc.norm" not in key}
@@ -494,11 +522,12 @@ class FamilyContract:
         assert not any(report.values())
         assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
-    @pytest.mark.parametrize("lost", ["mlp_hc.alpha_bias", "input_layernorm.weight", "self_attn.q_proj.weight"])
+    @pytest.mark.parametrize("lost", [r"_hc\.alpha_bias", r"layernorm\.weight", r"att\w*\.\w+\.weight"])
     def test_a_checkpoint_that_lost_a_tensor_of_one_layer_is_rejected_by_name(self, tmp_path: Path, lost: str) -> None:
         self.trained().save_pretrained(tmp_path)
-        key = f"model.layers.1.{lost}"
-        if key not in load_file(tmp_path / "model.safetensors"):
+        names = load_file(tmp_path / "model.safetensors")
+        key = next((name for name in names if re.search(rf"\.layers\.1\..*{lost}$", name)), None)
+        if key is None:
             pytest.skip("this family's norms have no weight")
         edit_checkpoint(tmp_path, lambda tensors: tensors.pop(key))
 
@@ -536,6 +565,43 @@ class FamilyContract:
         model.save_pretrained(tmp_path)
 
         assert (tmp_path / "README.md").read_text() == "mine"
+
+
+_CAN_DIFFER = {
+    "test_a_converted_checkpoint_equals_its_residual_parent",
+    "test_a_fresh_model_equals_its_residual_parent",
+    "test_in_training_a_converted_checkpoint_draws_and_computes_what_its_parent_does",
+    "test_generate_writes_the_tokens_of_the_parent",
+    "test_a_trained_model_writes_the_same_with_a_cache_as_without",
+    "test_attentions_are_those_of_the_parent",
+    "test_every_parameter_receives_a_gradient",
+    "test_every_auto_class_builds_its_class_and_runs",
+    "test_every_head_of_a_converted_checkpoint_equals_the_parent_s",
+    "test_hyper_connections_stay_fp32_in_a_low_precision_model",
+    "test_state_dict_keys_and_shapes_are_frozen",
+    "test_a_sharded_checkpoint_loads_as_it_was",
+}
+
+
+def _slow(test: Callable) -> Callable:
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        test(*args, **kwargs)
+
+    return pytest.mark.slow(run)
+
+
+class FamilyPart(FamilyContract):
+    """The contract of a family whose layer is made as that of another, which keeps the whole contract.
+
+    What can differ, where upstream's files do, is tested always. The rest follows from code that families share, and
+    is marked `slow`.
+    """
+
+
+for _name in dir(FamilyContract):
+    if _name.startswith("test_") and _name not in _CAN_DIFFER:
+        setattr(FamilyPart, _name, _slow(getattr(FamilyContract, _name)))
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ OTHERWISE = {
     "transformers.integrations.ggml": "GGUF files hold residual models; convert the checkpoint that they were made of",
     "transformers.integrations.gguf.gguf_tokenizer_mapping": "GGUF",
     "transformers.modeling_gguf_pytorch_utils": "GGUF",
+    "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN": "HCPreTrainedModelMixin registers the patterns",
+    "transformers.conversion_mapping:_build_checkpoint_conversion_mapping": "HCPreTrainedModelMixin registers them",
+    "transformers.models.auto.modeling_auto:MODEL_FOR_DECISION_MAPPING_NAMES": "the head is another model's",
     "transformers.models.auto.auto_mappings": "AutoConfig.register; these are the classes in transformers.models",
     "transformers.models.auto.configuration_auto": "renames Mistral checkpoints with layer types to Ministral",
     "transformers.models.auto.tokenization_auto:tokenizer_class_from_name": "MistralCommonBackend's module",
@@ -33,6 +36,7 @@ OTHERWISE = {
     "transformers.tokenization_utils_tokenizers": "a fix for configurations older than transformers 5, and a format",
     "peft.peft_model": "a list for transformers older than 4.38",
     "peft.tuners.tuners_utils": "the name of a layout of layers, found by attributes",
+    "peft.utils.transformers_weight_conversion:_MODEL_TO_CONVERSION_PATTERN": "values are patterns, one named mixtral",
     "accelerate.utils.dataclasses": "Megatron-LM, which builds its own model",
 }
 
@@ -51,6 +55,7 @@ def places(package: str) -> list[tuple[str, str, frozenset[str]]]:
             constants = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
             target = statement.targets[0] if isinstance(statement, ast.Assign) else statement
             target = getattr(target, "target", target)  # of an annotated assignment
+            target = target.value if isinstance(target, ast.Subscript) else target
             name = getattr(target, "name", None) or getattr(target, "id", None) or f"line {statement.lineno}"
             found.append((module, name, frozenset(c for c in constants if isinstance(c, str))))
     return found
@@ -59,7 +64,8 @@ def places(package: str) -> list[tuple[str, str, frozenset[str]]]:
 def holds(table: Any, name: str) -> bool:
     """Whether a table has a name among its keys, its entries, or its values."""
     if isinstance(table, dict):
-        return name in table or name in [value for value in table.values() if isinstance(value, str)]
+        keys = chain.from_iterable(key for key in table if isinstance(key, tuple))
+        return name in table or name in keys or name in [value for value in table.values() if isinstance(value, str)]
     return isinstance(table, set | frozenset | list | tuple) and name in table
 
 

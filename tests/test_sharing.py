@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_families
+import test_modeling_hc_gpt_neox
 import test_modeling_hc_llama
 import test_modeling_hc_mistral
 import test_modeling_hc_olmo
+import test_modeling_hc_olmo2
 import test_modeling_hc_olmoe
 import torch
 import transformers
@@ -24,6 +27,16 @@ FAMILIES = {
     "mistral": test_modeling_hc_mistral.TestHCMistral,
     "olmo": test_modeling_hc_olmo.TestHCOlmo,
     "olmoe": test_modeling_hc_olmoe.TestHCOlmoe,
+    "olmo2": test_modeling_hc_olmo2.TestHCOlmo2,
+    "olmo3": test_families.TestHCOlmo3,
+    "qwen2": test_families.TestHCQwen2,
+    "qwen3": test_families.TestHCQwen3,
+    "qwen3_moe": test_families.TestHCQwen3Moe,
+    "mixtral": test_families.TestHCMixtral,
+    "gemma3_text": test_families.TestHCGemma3Text,
+    "granite": test_families.TestHCGranite,
+    "smollm3": test_families.TestHCSmolLM3,
+    "gpt_neox": test_modeling_hc_gpt_neox.TestHCGPTNeoX,
 }
 TOKENS = torch.arange(5, 15)[None]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

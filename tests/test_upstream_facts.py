@@ -19,7 +19,8 @@ import modeling_hc
 from modeling_hc import DynamicHyperConnection
 from modeling_hc.modeling_hc_llama import HCLlamaPreTrainedModel
 
-FAMILIES = ["Llama", "Mistral", "Olmo", "Olmoe"]
+FAMILIES = ["Llama", "Mistral", "Mixtral", "Olmo", "Olmoe", "Qwen2", "Qwen3", "Qwen3Moe", "SmolLM3"]
+EXPERTS = ["Mixtral", "Olmoe", "Qwen3Moe"]
 SIZES: dict[str, Any] = {
     "vocab_size": 17,
     "hidden_size": 16,
@@ -145,17 +146,19 @@ def test_the_norm_inside_a_hyper_connection_is_the_family_s_own(family: str) -> 
     assert torch.allclose(alpha, norm(streams)[..., :5], atol=1e-5)
 
 
-def test_the_conversion_of_expert_checkpoints_is_found_by_model_type() -> None:
-    parent = extract_weight_conversions_for_model(residual("Olmoe"))
-    model = extract_weight_conversions_for_model(hyper_connected("Olmoe"))
+@pytest.mark.parametrize("family", EXPERTS)
+def test_the_conversion_of_expert_checkpoints_is_found_by_model_type(family: str) -> None:
+    parent = extract_weight_conversions_for_model(residual(family))
+    model = extract_weight_conversions_for_model(hyper_connected(family))
 
-    assert parent, "olmoe has no checkpoint conversion any more: hc_olmoe need not register it"
+    assert parent, "there is no checkpoint conversion any more"
     assert [c.source_patterns for c in model] == [c.source_patterns for c in parent]
 
 
-def test_upstream_tells_by_the_text_of_a_file_whether_its_experts_have_implementations() -> None:
+@pytest.mark.parametrize("family", EXPERTS)
+def test_upstream_tells_by_the_text_of_a_file_whether_its_experts_have_implementations(family: str) -> None:
     assert "use_experts_implementation" in inspect.getsource(PreTrainedModel._can_set_experts_implementation.__func__)
-    assert hyper_connected("Olmoe")._can_set_experts_implementation()
+    assert hyper_connected(family)._can_set_experts_implementation()
     assert not hyper_connected("Olmo")._can_set_experts_implementation()
 
 
@@ -166,8 +169,10 @@ def test_the_trainer_leaves_bias_and_norm_out_of_weight_decay(tmp_path: Path) ->
     assert trainer.get_decay_parameter_names(model) == ["static_alpha"]
 
 
-def test_upstream_cannot_generate_with_the_load_balancing_loss() -> None:
-    model = residual("Olmoe", output_router_logits=True)
+@pytest.mark.parametrize("family", EXPERTS)
+def test_upstream_cannot_generate_with_the_load_balancing_loss_and_ours_can(family: str) -> None:
+    prompts = {"inputs": torch.tensor([[0, 5, 5], [5, 5, 5]]), "max_new_tokens": 3, "eos_token_id": None}
 
     with pytest.raises(RuntimeError):
-        model.generate(torch.tensor([[0, 5, 5], [5, 5, 5]]), max_new_tokens=3, eos_token_id=None)
+        residual(family, output_router_logits=True).generate(**prompts)
+    hyper_connected(family, output_router_logits=True).generate(**prompts)
