@@ -93,7 +93,7 @@ def check_fit(model: PreTrainedModel, info: dict[str, Any], where: str, ignore_m
     # The connections of layers that the model does not have are left out with their layers.
     modules = dict(model.named_modules())
     foreign = [k for k in info["unexpected_keys"] if is_connection(k) and k.rpartition(".")[0] in modules]
-    if foreign and any(map(is_connection, keys - missing)):
+    if foreign:
         raise ValueError(
             f"{where} it has {min(foreign)}, for which connection={model.config.connection!r} has no place. Load it "
             "with the fields of its own config.json."

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .hyper_connections import HyperConnection
+from .hyper_connections import CONNECTIONS, HyperConnection
 
 logger = logging.get_logger(__name__)
 
@@ -148,7 +148,7 @@ def add_evaluation(folder: str | PathLike, results: list[EvalResult]) -> bool:
 
 def _introduction(model: PreTrainedModel) -> str:
     config = model.config
-    variant = f"{'DHC' if config.connection == 'dynamic' else 'SHC'}x{config.num_streams}"
+    variant = f"{CONNECTIONS[config.connection].label}x{config.num_streams}"
     if config.connection == "dynamic" and not config.use_tanh:
         variant += " W/O tanh"
     in_connections = sum(p.numel() for m in model.modules() if isinstance(m, HyperConnection) for p in m.parameters())

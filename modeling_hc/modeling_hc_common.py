@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,10 +33,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
 from .dispatch_hc import depth_connection, needs_reference
 from .functional_hc import close_streams, open_streams
-from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHyperConnection
+from .hyper_connections import CONNECTIONS, HyperConnection
 from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
 from .recompute_hc import StreamRecompute
+
+VARIANT_FIELDS = ("use_tanh", "sinkhorn_iterations", "hc_eps", "gate_init")
+"""Fields of the configuration that reach a connection whose constructor asks for an argument of that name."""
 
 
 class HCDecoderLayerMixin:
@@ -56,7 +60,7 @@ class HCDecoderLayerMixin:
             module.output_projection = weight  # type: ignore[assignment]
 
     def hyper_connection_norm(self) -> dict[str, Any]:
-        """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
+        """Returns `eps`, `centered` and `affine` of the norm in a hyper-connection that has them (Appendix B)."""
         return {"eps": self.config.rms_norm_eps}
 
     def output_projections(self) -> list[tuple[nn.Module, str]]:
@@ -64,10 +68,10 @@ class HCDecoderLayerMixin:
         return [(self.self_attn.o_proj, "weight"), (self.mlp.down_proj, "weight")]
 
     def _hyper_connection(self, block_index: int) -> HyperConnection:
-        sizes = self.config.num_streams, self.config.hidden_size, block_index
-        if self.config.connection == "static":
-            return StaticHyperConnection(*sizes)
-        return DynamicHyperConnection(*sizes, self.config.use_tanh, **self.hyper_connection_norm())
+        variant = CONNECTIONS[self.config.connection]
+        known = {name: getattr(self.config, name) for name in VARIANT_FIELDS} | self.hyper_connection_norm()
+        options = {name: value for name, value in known.items() if name in signature(variant).parameters}
+        return variant(self.config.num_streams, self.config.hidden_size, block_index, **options)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Runs attention and MLP, each in its hyper-connection.
@@ -201,7 +205,9 @@ class HCPreTrainedModelMixin:
 
         Source: Section 4 ("Implementation") of arXiv 2409.19606.
         """
-        return {name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|norm)$", name)}
+        return {
+            name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|bias|norm)$", name)
+        }
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Calls upstream's with is_custom_code=False; for custom code it would re-initialise loaded weights."""

@@ -342,7 +342,7 @@ def _require_residual_function(checkpoint: _Checkpoint) -> None:
     shard_of = {name: shard for shard, names in checkpoint.shards.items() for name in names}
     for name, initial in _initial_values(checkpoint.model).items():
         # While the dynamic weights are zero, neither the gates nor the norm have any effect.
-        if not name.endswith(("_bias", "_weight")):
+        if name.endswith(("scale", ".norm")):
             continue
         with safe_open(checkpoint.folder / shard_of[name], "pt") as file:
             value = file.get_tensor(name).to(initial.dtype)
