@@ -145,6 +145,9 @@ class HyperConnectionConfigMixin:
         )
         if getattr(self, "head_dim", None) is None:
             require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        head_dim = getattr(self, "head_dim", None) or self.hidden_size // heads
+        if head_dim % 2:
+            raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads) must be even, for RoPE.")
         if hasattr(self, "num_experts"):
             require(self.num_experts_per_tok <= self.num_experts, "num_experts_per_tok", "no more than num_experts")
         pad = self.pad_token_id

@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """What `from_pretrained` accepts: whole checkpoints, in safetensors files, with the hyper-connections of the model.
 
-A checkpoint may lack its hyper-connections, as a residual one does, or its head; these start at their initial values.
-Upstream would re-initialise any other missing tensor as well, drop unexpected ones, and report both in a log table.
+A checkpoint may lack its hyper-connections, as a residual one does, or its head, unless it has something else in the
+place of the head; these start at their initial values. Upstream would re-initialise any other missing tensor as well,
+drop unexpected ones, and report both in a log table.
 """
 
 import json
@@ -14,6 +15,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+
+# What the heads of transformers are called.
+_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
 
 
 def is_connection(name: str) -> bool:
@@ -106,6 +110,23 @@ def check_fit(model: PreTrainedModel, info: dict[str, Any], where: str, ignore_m
     absent = network & missing - mismatched
     if absent and absent != network:  # all of it, where another name of the network asks for that, as upstream's do
         raise ValueError(f"{where} it lacks {min(absent)}. Download or save it again.")
+    if absent != network and (lost := [key for key in missing - mismatched if not is_connection(key)]):
+        _check_nothing_is_left(model, lost, [k for k in info["unexpected_keys"] if _kind(k) not in in_model], where)
+
+
+def _check_nothing_is_left(model: PreTrainedModel, lost: list[str], unexpected: list[str], where: str) -> None:
+    """Rejects tensors without a place beside a head that would start anew, for they may be that head by another name.
+
+    Where a new task begins, the head of the last one is left behind.
+    """
+    left = [key for key in unexpected if not is_connection(key)]
+    if model.get_output_embeddings() is None:
+        left = [key for key in left if key.partition(".")[0] not in _HEADS]
+    if left:
+        raise ValueError(
+            f"{where} it lacks {min(lost)} and has {min(left)}, for which there is no place. Load it with the class "
+            "of its own architecture; to start with another head, load it without one (AutoModel) and save that."
+        )
 
 
 def _kind(key: str) -> str:

@@ -5,12 +5,13 @@ A family is the upstream transformers model whose decoder layers are hyper-conne
 reads the embeddings opens the streams and the final norm closes them, so upstream's model `forward`, caches and
 state-dict keys stay upstream's.
 
-    residual layer              hyper-connected layer
+    residual layer              hyper-connected layer, of two blocks
     h = h + attn(norm(h))       H, x, alpha, beta = attn_hc(H);   y = attn(norm(x))
     h = h + mlp(norm(h))        H, x, alpha, beta = mlp_hc(H, y, alpha, beta);   y = mlp(norm(x))
                                 H = depth_connection(H, y, alpha, beta)
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from functools import wraps
 from inspect import signature
 from os import PathLike
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, initialization
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
@@ -43,29 +46,47 @@ VARIANT_FIELDS = ("use_tanh", "sinkhorn_iterations", "hc_eps", "gate_init")
 
 
 class HCDecoderLayerMixin:
-    """Makes an upstream Pre-Norm decoder layer hyper-connected (Algorithm 3).
+    """Makes an upstream layer hyper-connected whose blocks add to a residual stream (Algorithm 3).
 
-    Expects the parent layer's `self_attn`, `mlp`, `input_layernorm` and `post_attention_layernorm`. A family whose
-    hyper-connections do not normalise by RMSNorm with a weight overrides `hyper_connection_norm`.
+    As it stands, the blocks are those of a Llama layer, with or without experts. A family whose layer adds something
+    else overrides `attention_block` and `mlp_block`, or names other `blocks`; one whose hyper-connections do not
+    normalise by RMSNorm with a weight overrides `hyper_connection_norm`.
     """
+
+    blocks: dict[str, str] = {"attn_hc": "attention_block", "mlp_hc": "mlp_block"}
+    """The hyper-connections of a layer, in order, each with the method that computes its block."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
+        self.connect(config, layer_idx)
+
+    def connect(self, config: PreTrainedConfig, layer_idx: int) -> None:
+        """Adds the hyper-connections to a layer that upstream's constructor has built."""
         self.config = config
         self.layer_idx = layer_idx
-        self.attn_hc = self._hyper_connection(block_index=2 * layer_idx)
-        self.mlp_hc = self._hyper_connection(block_index=2 * layer_idx + 1)
+        for i, connection in enumerate(self.blocks):
+            setattr(self, connection, self._hyper_connection(len(self.blocks) * layer_idx + i))
         for module, weight in self.output_projections():
             # For `_init_weights`, which sees one module at a time.
             module.output_projection = weight  # type: ignore[assignment]
+
+    def attention_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
+        """Returns what attention adds to the residual stream, `[B, S, D]`."""
+        return self.self_attn(hidden_states=normalize(self.input_layernorm, block_input), **kwargs)[0]
+
+    def mlp_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
+        """Returns what the MLP adds to the residual stream, `[B, S, D]`."""
+        return self.mlp(normalize(self.post_attention_layernorm, block_input))
 
     def hyper_connection_norm(self) -> dict[str, Any]:
         """Returns `eps`, `centered` and `affine` of the norm in a hyper-connection that has them (Appendix B)."""
         return {"eps": self.config.rms_norm_eps}
 
     def output_projections(self) -> list[tuple[nn.Module, str]]:
-        """Returns the modules that write to the streams, of the attention and of the MLP, and their weights' names."""
-        return [(self.self_attn.o_proj, "weight"), (self.mlp.down_proj, "weight")]
+        """Returns the modules whose weights set the size of what the blocks write, and the names of these weights."""
+        experts = getattr(self.mlp, "experts", None)
+        down = (self.mlp.down_proj, "weight") if experts is None else (experts, "down_proj")
+        return [(self.self_attn.o_proj, "weight"), down]
 
     def _hyper_connection(self, block_index: int) -> HyperConnection:
         variant = CONNECTIONS[self.config.connection]
@@ -74,23 +95,22 @@ class HCDecoderLayerMixin:
         return variant(self.config.num_streams, self.config.hidden_size, block_index, **options)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Runs attention and MLP, each in its hyper-connection.
+        """Runs the blocks, each in its hyper-connection.
 
         Args:
             hidden_states: the streams `[B, S, N, D]`, or the embeddings `[B, S, D]`, of which each stream is a copy.
-            **kwargs: what upstream's model passes to a layer, for the attention.
+            **kwargs: what upstream's model passes to a layer, for the blocks.
 
         Returns:
             The new streams `[B, S, N, D]`.
         """
         opened = hidden_states.dim() == 4
         streams = hidden_states if opened else open_streams(hidden_states, self.config.num_streams)
-
-        streams, block_input, alpha, beta = self.attn_hc(streams)
-        block_output, _ = self.self_attn(hidden_states=normalize(self.input_layernorm, block_input), **kwargs)
-        streams, block_input, alpha, beta = self.mlp_hc(streams, block_output, alpha, beta)
-        block_output = self.mlp(normalize(self.post_attention_layernorm, block_input))
-        return depth_connection(streams, block_output, alpha, beta)
+        unwritten: tuple[Tensor, ...] = ()
+        for connection, block in self.blocks.items():
+            streams, block_input, alpha, beta = getattr(self, connection)(streams, *unwritten)
+            unwritten = getattr(self, block)(block_input, **kwargs), alpha, beta
+        return depth_connection(streams, *unwritten)
 
 
 class HCFinalNormMixin:
@@ -135,13 +155,45 @@ class HCPreTrainedModelMixin:
     _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
     decoder_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head."""
+    parts: ClassVar[dict[str, Any]] = {}
+    """What names of upstream's file mean in upstream's constructor: `{"LlamaDecoderLayer": HCLlamaDecoderLayer}`."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        # Upstream's heads build their decoder with AutoModel. In a shared folder, the configuration is of a class that
-        # no file of ours can import.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Inherits what transformers finds by the name of a class or model type, which is ours, or in its text."""
+        super().__init_subclass__(**kwargs)
+        upstream = cls._upstream()
+        fp32 = {*HCPreTrainedModelMixin._keep_in_fp32_modules_strict, *(upstream._keep_in_fp32_modules_strict or ())}
+        cls._keep_in_fp32_modules_strict = sorted(fp32)
+        by_type = {cls.config_class.model_type: getattr(cls.config_class, "parent_model_type", None)}
+        for ours, parents in ({cls.__name__: upstream.__name__} | by_type).items():
+            if conversions := get_checkpoint_conversion_mapping(parents):
+                register_checkpoint_conversion_mapping(ours, conversions, overwrite=True)
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        """Runs upstream's constructor, in which our classes stand in the place of upstream's.
+
+        A residual model whose layers are replaced afterwards would take several times the time and memory.
+        """
+        config.validate_values()  # once more: from_pretrained changes fields one by one
+        # Upstream's heads build their decoder by its name or with AutoModel. In a shared folder, the configuration is
+        # of a class that no file of ours can import.
         if type(config) not in AutoModel._model_mapping:
             AutoModel.register(type(config), self.decoder_class)
-        super().__init__(config)
+        upstream = inspect.unwrap(super().__init__.__func__)
+        names = upstream.__globals__ | {self.decoder_class._upstream().__name__: self.decoder_class} | self.parts
+        init = FunctionType(upstream.__code__, names, upstream.__name__, upstream.__defaults__, upstream.__closure__)
+        init.__kwdefaults__ = upstream.__kwdefaults__
+        init(self, config, *args, **kwargs)
+
+    @classmethod
+    def _upstream(cls) -> type[PreTrainedModel]:
+        """Returns the class of transformers that this one stands for."""
+        return next(base for base in cls.__mro__ if base.__module__.startswith("transformers."))
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Asks the parent: upstream searches the text of the class's file for a decorator that stands in its own."""
+        return cls._upstream()._can_set_experts_implementation()
 
     @classmethod
     def from_pretrained(
@@ -155,8 +207,9 @@ class HCPreTrainedModelMixin:
         """Upstream's, which also rejects incomplete checkpoints, foreign hyper-connections and pickles (`loading_hc`).
 
         Raises:
-            ValueError: a tensor of the network is missing, a hyper-connection has no place in the model or is there
-                for some layers only, or the index of the shards is damaged or leads out of the folder.
+            ValueError: a tensor of the network is missing, or a head while other tensors have no place; a
+                hyper-connection has no place in the model or is there for some layers only; or the index of the shards
+                is damaged or leads out of the folder.
             OSError: there are no weights in safetensors files, or they are damaged.
             RuntimeError: a tensor has another shape than the configuration asks for.
         """
@@ -241,7 +294,7 @@ class HCPreTrainedModelMixin:
             ValueError: `sites` is less than 1.
         """
         if sites is None:
-            sites = max(1, round(math.sqrt(2 * self.config.num_hidden_layers)))
+            sites = max(1, round(math.sqrt(sum(len(layer.blocks) for layer in self.base_model.layers))))
         if not isinstance(sites, int) or sites < 1:
             raise ValueError(f"sites is {sites!r}; give a whole number of blocks, 1 or more.")
         self.base_model.recomputed_sites = sites
@@ -296,36 +349,30 @@ class HCPreTrainedModelMixin:
 
 
 class HCModelMixin:
-    """Builds an upstream decoder with hyper-connected layers; upstream's constructor would build the residual ones."""
+    """What a hyper-connected decoder adds to upstream's."""
 
-    def __init__(
-        self, config: PreTrainedConfig, layer: type[HCDecoderLayerMixin], norm: nn.Module, rotary_emb: nn.Module
-    ) -> None:
-        config.validate_values()  # once more: from_pretrained changes fields one by one
-        PreTrainedModel.__init__(self, config)
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(layer(config, i) for i in range(config.num_hidden_layers))
-        if (head_dim := self.layers[0].self_attn.head_dim) % 2:  # type: ignore[operator, union-attr]
-            raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads) must be even, for RoPE.")
-        self.norm = norm
-        self.norm.config = config
-        self.rotary_emb = rotary_emb
-        self.gradient_checkpointing = False
-        self.recomputed_sites = 1  # see recompute_streams
-        self.post_init()
+    final_norm: ClassVar[str] = "norm"
+    """The name of the last norm, which closes the streams."""
+    recomputed_sites = 1
+    """See `recompute_streams`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if HCModelMixin in cls.__bases__:  # not a class that FSDP2 or a user derives from ours
+            cls.forward = hyper_connected(cls.forward)
+
+    def post_init(self) -> None:
+        """Upstream's, with which upstream's constructors end."""
+        getattr(self, self.final_norm).config = self.config
+        super().post_init()
 
 
-class HCForCausalLMMixin:
-    """Builds an upstream causal language model around a hyper-connected decoder."""
+class HCMoeForCausalLMMixin:
+    """What a hyper-connected causal language model with experts adds to upstream's."""
 
-    def __init__(self, config: PreTrainedConfig, model: PreTrainedModel) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.model = model
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Upstream's, without the load-balancing loss: with a cache, its mask is longer than its router logits."""
+        return super().prepare_inputs_for_generation(*args, **kwargs) | {"output_router_logits": False}
 
 
 def hyper_connected(forward: Callable) -> Callable:

@@ -10,18 +10,10 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaPreTrainedModel,
     LlamaRMSNorm,
-    LlamaRotaryEmbedding,
 )
 
 from .configuration_hc import HCLlamaConfig
-from .modeling_hc_common import (
-    HCDecoderLayerMixin,
-    HCFinalNormMixin,
-    HCForCausalLMMixin,
-    HCModelMixin,
-    HCPreTrainedModelMixin,
-    hyper_connected,
-)
+from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCModelMixin, HCPreTrainedModelMixin
 
 
 class HCLlamaDecoderLayer(HCDecoderLayerMixin, LlamaDecoderLayer):
@@ -40,18 +32,11 @@ class HCLlamaPreTrainedModel(HCPreTrainedModelMixin, LlamaPreTrainedModel):
 class HCLlamaModel(HCModelMixin, HCLlamaPreTrainedModel, LlamaModel):
     """`LlamaModel` with hyper-connected layers."""
 
-    def __init__(self, config: HCLlamaConfig) -> None:
-        norm = HCLlamaFinalRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        super().__init__(config, HCLlamaDecoderLayer, norm, LlamaRotaryEmbedding(config))
-
-    forward = hyper_connected(LlamaModel.forward)
+    parts = {"LlamaDecoderLayer": HCLlamaDecoderLayer, "LlamaRMSNorm": HCLlamaFinalRMSNorm}
 
 
-class HCLlamaForCausalLM(HCForCausalLMMixin, HCLlamaPreTrainedModel, LlamaForCausalLM):
+class HCLlamaForCausalLM(HCLlamaPreTrainedModel, LlamaForCausalLM):
     """`LlamaForCausalLM` with hyper-connected layers."""
-
-    def __init__(self, config: HCLlamaConfig) -> None:
-        super().__init__(config, HCLlamaModel(config))
 
 
 class HCLlamaForSequenceClassification(HCLlamaPreTrainedModel, LlamaForSequenceClassification):

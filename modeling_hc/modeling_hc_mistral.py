@@ -10,18 +10,10 @@ from transformers.models.mistral.modeling_mistral import (
     MistralModel,
     MistralPreTrainedModel,
     MistralRMSNorm,
-    MistralRotaryEmbedding,
 )
 
 from .configuration_hc import HCMistralConfig
-from .modeling_hc_common import (
-    HCDecoderLayerMixin,
-    HCFinalNormMixin,
-    HCForCausalLMMixin,
-    HCModelMixin,
-    HCPreTrainedModelMixin,
-    hyper_connected,
-)
+from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCModelMixin, HCPreTrainedModelMixin
 
 
 class HCMistralDecoderLayer(HCDecoderLayerMixin, MistralDecoderLayer):
@@ -40,18 +32,11 @@ class HCMistralPreTrainedModel(HCPreTrainedModelMixin, MistralPreTrainedModel):
 class HCMistralModel(HCModelMixin, HCMistralPreTrainedModel, MistralModel):
     """`MistralModel` with hyper-connected layers."""
 
-    def __init__(self, config: HCMistralConfig) -> None:
-        norm = HCMistralFinalRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        super().__init__(config, HCMistralDecoderLayer, norm, MistralRotaryEmbedding(config))
-
-    forward = hyper_connected(MistralModel.forward)
+    parts = {"MistralDecoderLayer": HCMistralDecoderLayer, "MistralRMSNorm": HCMistralFinalRMSNorm}
 
 
-class HCMistralForCausalLM(HCForCausalLMMixin, HCMistralPreTrainedModel, MistralForCausalLM):
+class HCMistralForCausalLM(HCMistralPreTrainedModel, MistralForCausalLM):
     """`MistralForCausalLM` with hyper-connected layers."""
-
-    def __init__(self, config: HCMistralConfig) -> None:
-        super().__init__(config, HCMistralModel(config))
 
 
 class HCMistralForSequenceClassification(HCMistralPreTrainedModel, MistralForSequenceClassification):

@@ -8,18 +8,10 @@ from transformers.models.olmo.modeling_olmo import (
     OlmoLayerNorm,
     OlmoModel,
     OlmoPreTrainedModel,
-    OlmoRotaryEmbedding,
 )
 
 from .configuration_hc import HCOlmoConfig
-from .modeling_hc_common import (
-    HCDecoderLayerMixin,
-    HCFinalNormMixin,
-    HCForCausalLMMixin,
-    HCModelMixin,
-    HCPreTrainedModelMixin,
-    hyper_connected,
-)
+from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCModelMixin, HCPreTrainedModelMixin
 
 
 class HCOlmoDecoderLayer(HCDecoderLayerMixin, OlmoDecoderLayer):
@@ -42,18 +34,11 @@ class HCOlmoPreTrainedModel(HCPreTrainedModelMixin, OlmoPreTrainedModel):
 class HCOlmoModel(HCModelMixin, HCOlmoPreTrainedModel, OlmoModel):
     """`OlmoModel` with hyper-connected layers."""
 
-    def __init__(self, config: HCOlmoConfig) -> None:
-        norm = HCOlmoFinalLayerNorm(config.hidden_size)
-        super().__init__(config, HCOlmoDecoderLayer, norm, OlmoRotaryEmbedding(config))
-
-    forward = hyper_connected(OlmoModel.forward)
+    parts = {"OlmoDecoderLayer": HCOlmoDecoderLayer, "OlmoLayerNorm": HCOlmoFinalLayerNorm}
 
 
-class HCOlmoForCausalLM(HCForCausalLMMixin, HCOlmoPreTrainedModel, OlmoForCausalLM):
+class HCOlmoForCausalLM(HCOlmoPreTrainedModel, OlmoForCausalLM):
     """`OlmoForCausalLM` with hyper-connected layers."""
-
-    def __init__(self, config: HCOlmoConfig) -> None:
-        super().__init__(config, HCOlmoModel(config))
 
 
 class HCOlmoForSequenceClassification(HCOlmoPreTrainedModel, OlmoForSequenceClassification):

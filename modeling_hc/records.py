@@ -42,15 +42,20 @@ def read_yaml(text: str) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file at once: one that was there stays whole until the new one is. Lists of numbers take one line.
+    """Writes a JSON file atomically. Lists of numbers take one line.
 
     The content is made `plain`: the file is strict JSON.
     """
     text = json.dumps(plain(content), indent=2, allow_nan=False)
     text = re.sub(r"\[\s+(-?[\d.eE+-]+(?:,\s+-?[\d.eE+-]+)*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: one that was there stays whole until the new one is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"_{path.name}.part")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 

@@ -13,7 +13,14 @@ import torch
 from contract import tiny_tokenizer
 from huggingface_hub import EvalResult, ModelCard
 from jinja2 import Environment
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from campaigns.bad_input import INDEX, Intruder, campaign, campaigns, config_class, damage, quiet, sizes
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, functional_hc
@@ -75,6 +82,18 @@ def test_a_field_that_loading_changes_is_checked_too(tmp_path: Path) -> None:
         HCLlamaForCausalLM.from_pretrained(tmp_path, num_key_value_heads=3)
     with pytest.raises(ValueError, match="head_dim=1 "):
         AutoModelForCausalLM.from_config(HCLlamaConfig(**sizes("Llama") | {"num_attention_heads": 16}))
+
+
+def test_a_head_by_another_name_is_refused_and_does_not_start_anew_in_silence(tmp_path: Path) -> None:
+    model = HCLlamaForCausalLM(HCLlamaConfig(**sizes("Llama")))
+    tensors = {name.replace("lm_head", "embed_out"): tensor for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match=r"lacks lm_head.weight and has embed_out.weight, for which"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    # A new task leaves the head of the last one behind, and a shallower model its layers.
+    AutoModelForSequenceClassification.from_pretrained(tmp_path, num_hidden_layers=1)
 
 
 # ---- nothing that is read is run --------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The documentation's promises: examples run, links lead somewhere, commands and recipes exist.
+"""The documentation's promises: examples and commands run, links lead somewhere, recipes exist.
 
 Every python block of a page runs, in order and in one namespace, unless its first line begins with `# not run`.
 """
 
+import gzip
 import importlib
 import json
 import re
 import shlex
+import shutil
+import signal
 import sys
 from importlib.util import find_spec
 from itertools import pairwise
@@ -45,10 +48,13 @@ def runnable(page: Path) -> list[str]:
 
 
 def commands() -> list[tuple[Path, str, list[str]]]:
-    """Returns page, sub-command and arguments of every `modeling-hc` command of the documentation."""
+    """Returns page, sub-command and arguments of every `modeling-hc` command in blocks and the README's table."""
     found = []
     for page in PAGES:
-        for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+        if page.name == "README.md":
+            lines += re.findall(r"^\| [\w ]+ \| .*?`((?:accelerate launch|modeling-hc) .*?)`", page.read_text(), re.M)
+        for line in lines:
             words = shlex.split(line, comments=True)
             if "modeling-hc" in words:
                 _, name, *arguments = words[words.index("modeling-hc") :]
@@ -57,6 +63,71 @@ def commands() -> list[tuple[Path, str, list[str]]]:
                 if word.startswith("modeling_hc.commands."):
                     found.append((page, word.rpartition(".")[2], words[i + 1 :]))
     return found
+
+
+# What stands for a checkpoint in a command.
+PLACES = CHECKPOINTS | {
+    "SOURCE": "residual",
+    "runs/llama-8": "residual",
+    **dict.fromkeys(("TARGET", "CHECKPOINT", "runs/mine", "runs/llama-8-dhc4", "runs/smollm-dhc4"), "hyper-connected"),
+}
+# What a command leaves.
+WRITES = {
+    "analyze": ["analysis/index.html"],
+    "convert": ["subject/config.json"],
+    "experiment": ["results/README.md", "results/llama-0.1m/losses.png"],
+    "finetune": ["run/model.safetensors", "run/metrics.json"],
+    "train": ["run/run.json"],
+}
+# Toy sizes and places, which win over what a page gives.
+TOY = {
+    "analyze": "--tokens 64 --window 16 --output analysis",
+    "benchmark": "--variants listing-2 dynamic-2 --layers 1 --hidden_size 32 --intermediate_size 64 --head_size 16 "
+    "--vocab_size 64 --batch_size 1 --sequence 16 --rounds 2 --decode_tokens 2",
+    "evaluate": "--limit 2 --device cpu",
+    "finetune": "--output_dir run --max_steps 1 --use_cpu true --report_to none --dataloader_pin_memory false",
+    "generate": "--max_new_tokens 2",
+    "train": "--output_dir run --max_steps 1 --warmup_steps 0 --block_size 16 --per_device_train_batch_size 2 "
+    "--use_cpu true --report_to none --dataloader_pin_memory false --eval_strategy no --eval_on_start false "
+    "--logging_steps 1",
+}
+TOY_DATA = "--train_files text.jsonl --validation_documents 2"
+TOY_MODEL = (
+    "--config_overrides vocab_size=320,hidden_size=32,intermediate_size=64,num_hidden_layers=1,num_attention_heads=2,"
+    "num_key_value_heads=2,max_position_embeddings=64"
+)
+# Commands that do not run here, by a word of theirs.
+ELSEWHERE = {
+    "hellaswag": "needs the task's data; tests/test_eval.py has it in small",
+    "--gpu": "needs a GPU",
+    "--curve": "needs a GPU",
+    "--private": "uploads to the Hub",
+    "run": "needs the experiments' text; tests/test_experiment.py runs a small grid",
+    "--tensor_parallel": "needs two processes; tests/test_distributed.py starts them",
+    "125m": "streams a data set of the Hub",
+    "--dataset_name": "needs a data set of the Hub",
+    "--machine_rank": "needs several machines",
+}
+
+
+def elsewhere(name: str, arguments: list[str]) -> str | None:
+    """Returns why a command does not run here, or None."""
+    if name == "demo":
+        return "takes ten minutes; tests/test_demo.py has its parts"
+    if name in ("serve", "chat"):
+        return "starts a server; tests/test_serving.py does"
+    if any(word.startswith("paper-") for word in arguments):
+        return "is of a size for GPUs; tests/test_recipes.py builds its model"
+    return next((reason for word, reason in ELSEWHERE.items() if word in arguments), None)
+
+
+def distinct() -> list[tuple[str, list[str]]]:
+    """Returns the commands that differ in more than where they read and write."""
+    found = {}
+    for _, name, arguments in commands():
+        places = (PLACES.get(word, word) for flag, word in pairwise(["", *arguments]) if flag != "--output_dir")
+        found.setdefault((name, *places), (name, arguments))
+    return list(found.values())
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +151,55 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in folders.values():
         tokenizer.save_pretrained(folder)
     return folders
+
+
+def toy(name: str, arguments: list[str], checkpoints: dict[str, Path]) -> list[str]:
+    """Returns a command's arguments with tiny models in place of those that it names, and toy sizes."""
+    if name == "convert":
+        arguments = [arguments[0], "subject", *arguments[2:]]
+    here = PLACES.keys() - ({"you/hc-demo"} if name == "push" else set())
+    arguments = [str(checkpoints[PLACES[word]]) if word in here else word for word in arguments]
+    arguments += TOY.get(name, "").split()
+    if name == "train":
+        arguments += [] if "--train_files" in arguments else TOY_DATA.split()
+        arguments += [] if "--model_name_or_path" in arguments else TOY_MODEL.split()
+    if name == "experiment":
+        arguments += ["--results", "results"]
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), distinct(), ids=[" ".join([name, *arguments])[:70] for name, arguments in distinct()]
+)
+def test_the_commands_of_the_documentation_run_at_toy_size(name, arguments, checkpoints, tmp_path, monkeypatch):
+    if reason := elsewhere(name, arguments):
+        pytest.skip(reason)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    texts = [f"w5 w6 w{i} " * 20 for i in range(12)]
+    for file in ("text.jsonl", "data/text.jsonl", "data/text.jsonl.gz"):
+        with (gzip.open if file.endswith("gz") else open)(file, "wt") as rows:
+            rows.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    for file in ("train.csv", "validation.csv"):
+        Path(file).write_text("text,label\nw5 w6,good\nw7 w8,bad\n")
+    (tmp_path / "results" / "llama-0.1m").mkdir(parents=True)
+    shutil.copy(ROOT / "results" / "llama-0.1m" / "runs.jsonl", "results/llama-0.1m")
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+
+    words = [toy(name, arguments, checkpoints)]
+    if "--resume_from_checkpoint" in arguments:  # what was begun before
+        at = words[0].index("--resume_from_checkpoint")
+        words = [[*words[0][:at], *words[0][at + 2 :], "--save_steps", "1"], [*words[0], "--max_steps", "2"]]
+    try:
+        for each in words:
+            monkeypatch.setattr(sys, "argv", [f"modeling-hc {name}", *each])
+            assert not importlib.import_module(f"modeling_hc.commands.{name}").main()
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+
+    for file in WRITES.get(name, []):
+        assert (tmp_path / file).stat().st_size > 0
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)

@@ -9,6 +9,8 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,13 +32,13 @@ from modeling_hc.experiments.report import (
     compare,
     convergence,
     difference,
-    load_results,
     measured,
     render,
     tokens_to_reach,
     verdict,
     write_report,
 )
+from modeling_hc.experiments.results import find_run, load_results, save_run
 from modeling_hc.experiments.setup import Blocks, load_experiment
 from modeling_hc.recipes import find_recipe
 
@@ -96,7 +98,11 @@ def call(home: Path, *flags: str, action: str = "run", results: str = "results",
 def finished(home) -> dict[str, dict]:
     """The numbers of the whole grid."""
     call(home)
-    return {path.stem: json.loads(path.read_text()) for path in (home / "results" / "grid").iterdir()}
+    return {
+        f"{name}-s{seed}": run
+        for name, seeds in load_results(home / "results")["grid"].items()
+        for seed, run in seeds.items()
+    }
 
 
 def test_a_run_keeps_every_step_and_evaluation_with_what_made_them(finished):
@@ -166,11 +172,11 @@ def test_a_run_that_was_paused_ends_with_the_same_numbers_and_all_its_seconds(ho
     )
     folders = {"results": "again", "work": "work-again"}
     calls = 0
-    while not (home / "again" / "grid" / "dhc-4-s0.json").exists():
+    while not find_run(home / "again", "grid", "dhc-4", 0):
         call(home, "--variants", "dhc-4", "--minutes", "0", **folders)  # one step at a time
         calls += 1
     assert calls == 16 and capsys.readouterr().out.count("paused") == 15
-    again = json.loads((home / "again" / "grid" / "dhc-4-s0.json").read_text())
+    again = find_run(home / "again", "grid", "dhc-4", 0)
     assert again["losses"] == finished["dhc-4-s0"]["losses"]
     assert again["final"] == finished["dhc-4-s0"]["final"]
     assert [point["seconds"] for point in again["evaluations"]] == [4, 8, 12, 16]
@@ -241,7 +247,7 @@ def test_a_changed_experiment_takes_neither_results_nor_checkpoints_of_the_old_o
     (home / "changed").mkdir(exist_ok=True)
     (home / "changed" / "grid.yaml").write_text(yaml.safe_dump(EXPERIMENT | change, sort_keys=False))
     arguments = ["experiment.py", "run", str(home / "changed" / "grid.yaml"), "--work", str(home / "work")]
-    for results, named in ((home / "results", "residual-s0.json"), (home / "none", "made-from.json")):
+    for results, named in ((home / "results", "residual-s0 in .*runs.jsonl"), (home / "none", "made-from.json")):
         with (
             pytest.MonkeyPatch.context() as patch,
             pytest.raises(SystemExit, match=f"{named} is of a run with .*now has"),
@@ -315,7 +321,7 @@ def test_an_experiment_for_gpus_runs_at_toy_size_cut_into_pieces(name, home, fin
     monkeypatch.setattr(sys, "argv", arguments)
     experiment.main()
     for variant in ("residual", "dhc-4"):
-        result = json.loads((home / "results-toy" / name / f"{variant}-s0.json").read_text())
+        result = find_run(home / "results-toy", name, variant, 0)
         assert len(result["losses"]) == 8 and result["losses"][-1] < result["losses"][0]
 
 
@@ -413,8 +419,9 @@ def test_a_report_needs_no_template_and_names_what_is_damaged(home, finished, tm
     shutil.copytree(home / "results" / "grid", tmp_path / "grid")
     write_report(tmp_path)
     assert re.search(r"# grid\n\n\| variant .*\n.*\n\| residual \|", (tmp_path / "README.md").read_text())
-    (tmp_path / "grid" / "dhc-4-s0.json").write_text('{"experiment": "grid",')
-    with pytest.raises(ValueError, match=r"grid/dhc-4-s0\.json is not whole"):
+    lines = (tmp_path / "grid" / "runs.jsonl").read_text().splitlines()
+    (tmp_path / "grid" / "runs.jsonl").write_text("\n".join([lines[0], lines[1][:99], *lines[2:]]))
+    with pytest.raises(ValueError, match=r"Line 2 of .*grid/runs\.jsonl is damaged"):
         write_report(tmp_path)
 
 
@@ -426,15 +433,47 @@ def test_the_committed_report_is_what_the_committed_numbers_give():
         assert measured(experiments, claim) is not None, claim.says
 
 
-def test_the_committed_numbers_are_of_the_committed_experiments():
-    paths = [path for path in (ROOT / "results").glob("*/*-s*.json") if re.search(r"-s\d+$", path.stem)]
-    grids = {
-        name: load_experiment(ROOT / "configuration" / "experiments" / f"{name}.yaml")
-        for name in {path.parent.name for path in paths}
-    }
-    for path in paths:
-        experiment.check_same(grids[path.parent.name], path.stem.rpartition("-s")[0], path)
-    assert len(paths) > 100
+def test_the_committed_numbers_are_of_the_committed_experiments(tmp_path):
+    count = 0
+    for name, runs in load_results(ROOT / "results").items():
+        grid = load_experiment(ROOT / "configuration" / "experiments" / f"{name}.yaml")
+        for variant, by_seed in runs.items():
+            for seed in by_seed:
+                experiment.check_earlier(grid, variant, seed, ROOT / "results", tmp_path)
+                count += 1
+    assert count > 100
+
+
+def test_runs_are_kept_one_a_line_in_one_order_whenever_they_end(tmp_path):
+    """Two processes that end at the same time, a run that is repeated, and seeds of two digits."""
+    results = [fake(variant, seed, [5.0]) for variant in ("shc-4", BASELINE, "dhc-4") for seed in (10, 2)]
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder, order in zip(folders, (results, results[::-1]), strict=True):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(partial(save_run, folder), order))
+        save_run(folder, results[0])
+    one, other = ((folder / "llama-0.3m" / "runs.jsonl").read_text() for folder in folders)
+    assert one == other
+    names = [(run["variant"], run["seed"]) for run in map(json.loads, one.splitlines())]
+    assert names == [(variant, seed) for variant in (BASELINE, "dhc-4", "shc-4") for seed in (2, 10)]
+    save_run(folders[0], fake("dhc-4", 2, [4.0]))
+    assert find_run(folders[0], "llama-0.3m", "dhc-4", 2)["final"]["held"]["loss"] == 4.0
+    assert len((folders[0] / "llama-0.3m" / "runs.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_run_that_cannot_be_saved_leaves_the_others_as_they_were(tmp_path, monkeypatch):
+    """The disk is full, or the process killed, while the file is written."""
+    save_run(tmp_path, fake(BASELINE, 0, [5.0]))
+    before = (tmp_path / "llama-0.3m" / "runs.jsonl").read_bytes()
+
+    def half(path: Path, text: str, **options: str) -> None:
+        path.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        save_run(tmp_path, fake("dhc-4", 0, [4.0]))
+    assert (tmp_path / "llama-0.3m" / "runs.jsonl").read_bytes() == before
 
 
 def test_the_evidence_page_quotes_the_numbers_of_the_report():

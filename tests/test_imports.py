@@ -97,7 +97,18 @@ def test_nothing_in_the_package_imports_scripts_evaluation_or_tests() -> None:
 
 
 # What an extra brings, and `pip install .` alone does not.
-EXTRAS = ["accelerate", "datasets", "evaluate", "lm_eval", "matplotlib", "pandas", "peft", "scipy", "triton"]
+EXTRAS = [
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "lm_eval",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "scipy",
+    "sklearn",
+    "triton",
+]
 WITHOUT_EXTRAS = [
     *(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "data", "triton_hc")),
     *("conversion", "analysis.connections", "analysis.recording"),

@@ -334,7 +334,8 @@ BAD_INPUT = {
         ["'num_streams'", "LlamaConfig", "hc_llama", "hyper_connect=true"],
     ),
     "wrong type": ({"max_steps": "many"}, ["max_steps", "many"]),
-    "value out of range": ({"warmup_steps": -1}, ["warmup_steps", "-1"]),
+    # The message is transformers': 5.17 names no value.
+    "value out of range": ({"warmup_steps": -1}, ["warmup_steps"]),
     "contradiction of precisions": ({"bf16": True, "fp16": True}, ["bf16", "fp16"]),
     "recipe and checkpoint": ({"model_name_or_path": "{home}/residual"}, ["config", "model_name_or_path"]),
     "neither recipe nor checkpoint": ({"config": None}, ["config", "model_name_or_path"]),

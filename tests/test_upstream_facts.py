@@ -10,11 +10,14 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, conversion_mapping
 from transformers.conversion_mapping import extract_weight_conversions_for_model
+from transformers.core_model_loading import WeightRenaming
+from transformers.models.llama import modeling_llama
 
 import modeling_hc
 from modeling_hc import DynamicHyperConnection
+from modeling_hc.modeling_hc_llama import HCLlamaPreTrainedModel
 
 FAMILIES = ["Llama", "Mistral", "Olmo", "Olmoe"]
 SIZES: dict[str, Any] = {
@@ -40,13 +43,45 @@ def hyper_connected(family: str, **kwargs: Any) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_constructors_build_what_upstreams_constructors_build(family: str) -> None:
-    """They stand in for them: what upstream adds to a constructor, ours must have, too."""
+    """Ours run upstream's, with other classes for the layers and the last norm."""
     parent, model = residual(family), hyper_connected(family)
 
     for theirs, ours in ((parent, model), (parent.model, model.model)):
         missing = {name for name in vars(theirs) if name not in vars(ours)}
         assert missing == set(), f"{type(theirs).__name__} has new attributes"
         assert [name for name, _ in theirs.named_children()] == [name for name, _ in ours.named_children()]
+
+
+def test_a_constructor_leaves_upstreams_file_as_it_is_and_heeds_what_others_patched_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Patched(modeling_llama.LlamaRotaryEmbedding):
+        pass
+
+    before = dict(vars(modeling_llama))
+    hyper_connected("Llama")
+    assert vars(modeling_llama) == before
+    assert type(residual("Llama").model.layers[0]) is modeling_llama.LlamaDecoderLayer
+
+    monkeypatch.setattr(modeling_llama, "LlamaRotaryEmbedding", Patched)
+    assert type(hyper_connected("Llama").model.rotary_emb) is Patched
+
+
+def test_what_upstream_finds_by_the_name_of_a_class_ours_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Upstream(modeling_llama.LlamaForCausalLM):
+        __module__ = "transformers.models.invented.modeling_invented"
+        _keep_in_fp32_modules_strict = {"gate"}
+
+    table: dict[str, Any] = {"Upstream": [WeightRenaming("embed_out.", "lm_head.")]}
+    monkeypatch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", table)
+
+    class HCInvented(HCLlamaPreTrainedModel, Upstream):
+        pass
+
+    model = HCInvented(modeling_hc.HCLlamaConfig(**SIZES))
+
+    assert [c.source_patterns for c in extract_weight_conversions_for_model(model)] == [["embed_out."]]
+    assert {"gate", "attn_hc", "mlp_hc"} <= model._keep_in_fp32_modules_strict
 
 
 @pytest.mark.parametrize("family", FAMILIES)

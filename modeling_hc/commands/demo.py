@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..loading_hc import is_connection
 from ..recipes import find_recipe
 from ..records import read_yaml
 from .demo_report import render
@@ -183,7 +184,7 @@ def write_samples() -> dict[str, Any]:
     for name in MODELS:
         tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
         model = AutoModelForCausalLM.from_pretrained(FOLDER / name, trust_remote_code=True)
-        connection_parameters[name] = sum(p.numel() for key, p in model.named_parameters() if "_hc." in key)
+        connection_parameters[name] = sum(p.numel() for key, p in model.named_parameters() if is_connection(key))
         samples[name] = []
         for prompt in PROMPTS:
             inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

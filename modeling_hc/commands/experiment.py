@@ -5,12 +5,12 @@
     accelerate launch -m modeling_hc.commands.experiment run ...
     modeling-hc experiment evaluate llama-0.3m     HellaSwag and ARC by lm-eval
     modeling-hc experiment time llama-0.3m         a step of each variant
-    modeling-hc experiment report                                                 all tables and figures
+    modeling-hc experiment report                  all tables and figures
     modeling-hc experiment check llama-0.1m        the smallest pair, once more
 
 `run` skips what is done, goes on with what was begun, and may be started several times at once: each takes the runs
-that no other one has. A run leaves its model in runs/experiments/EXPERIMENT/VARIANT-sSEED, and its numbers as
-results/EXPERIMENT/VARIANT-sSEED.json, which is all that `report` reads.
+that no other one has. A run leaves its model in runs/experiments/EXPERIMENT/VARIANT-sSEED, and its numbers as a
+line of results/EXPERIMENT/runs.jsonl, which is all that `report` reads.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
+from ..experiments.results import BASELINE, FILE, find_run, load_results, save_run
 from ..experiments.setup import Blocks, Experiment, Tokens, Variant, check_seeds, load_experiment, load_tokens
 from ..health import health
 from ..losses import block_sums
@@ -222,9 +224,9 @@ def make_trainer(
 
 
 def run_one(
-    experiment: Experiment, name: str, seed: int, tokens: Tokens, work: Path, result: Path, deadline: float
+    experiment: Experiment, name: str, seed: int, tokens: Tokens, work: Path, results: Path, deadline: float
 ) -> str:
-    """Trains one variant with one seed, on from its last checkpoint, and writes its numbers when it is done."""
+    """Trains one variant with one seed, on from its last checkpoint, and saves its numbers when it is done."""
     trainer = make_trainer(experiment, name, seed, tokens, work, deadline)
     folder = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
@@ -245,7 +247,7 @@ def run_one(
             "tokens": len(blocks) * (experiment.block_size - 1),
         }
     if trainer.is_world_process_zero():
-        write_json(result, describe(experiment, name, seed, trainer, history, final))
+        save_run(results, describe(experiment, name, seed, trainer, history, final))
     return FINISHED
 
 
@@ -262,25 +264,42 @@ def settings(experiment: Experiment, name: str) -> dict[str, Any]:
     }
 
 
-def check_same(experiment: Experiment, name: str, path: Path) -> None:
-    """Compares the settings of an earlier run, where there is one, with the experiment's; of other versions' fields
-    those that both have.
+def check_same(experiment: Experiment, name: str, before: dict[str, Any], place: str, remove: str) -> None:
+    """Compares the settings of an earlier run with the experiment's; of other versions' fields those that both have.
+
+    Args:
+        experiment: as it is now.
+        name: of the variant.
+        before: what was kept of the earlier run.
+        place: where that was, for the message.
+        remove: what to delete to repeat the run, for the message.
 
     Raises:
         ValueError: they differ.
     """
-    if not path.exists():
-        return
-    before, now = json.loads(path.read_text(encoding="utf-8")), settings(experiment, name)
+    before, now = dict(before), settings(experiment, name)
     for part in ("model", "training"):
         both = (before[part].keys() & now[part].keys()) - {"transformers_version"}
         before[part], now[part] = ({key: values[part][key] for key in sorted(both)} for values in (before, now))
     for part, value in now.items():
         if before[part] != value:
             raise ValueError(
-                f"{path} is of a run with {part} {before[part]}, and {experiment.name} now has {value}. Give what "
-                f"changed another name, or delete {path.parent if path.name == MADE_FROM else path}."
+                f"{place} is of a run with {part} {before[part]}, and {experiment.name} now has {value}. Give what "
+                f"changed another name, or delete {remove}."
             )
+
+
+def check_earlier(experiment: Experiment, name: str, seed: int, results: Path, work: Path) -> None:
+    """Looks whether the numbers and checkpoints of a run, where there are any, are of the experiment as it is now.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if result := find_run(results, experiment.name, name, seed):
+        check_same(experiment, name, result, f"{name}-s{seed} in {results / experiment.name / FILE}", "its line")
+    path = work / experiment.name / f"{name}-s{seed}" / MADE_FROM
+    if path.exists():
+        check_same(experiment, name, json.loads(path.read_text(encoding="utf-8")), str(path), str(path.parent))
 
 
 def describe(
@@ -335,27 +354,26 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
     state = PartialState(cpu=CPU)
     check_patterns(experiment, args.variants or experiment.variants)
     for name, seed in grid(experiment, args):
-        check_same(experiment, name, args.results / experiment.name / f"{name}-s{seed}.json")
-        check_same(experiment, name, args.work / experiment.name / f"{name}-s{seed}" / MADE_FROM)
+        check_earlier(experiment, name, seed, args.results, args.work)
     with state.main_process_first():
         tokens = load_tokens(experiment, args.data, args.work)
+    done = partial(find_run, args.results, experiment.name)
     for name, seed in grid(experiment, args):
-        result = args.results / experiment.name / f"{name}-s{seed}.json"
         lock = FileLock(args.work / experiment.name / f"{name}-s{seed}.lock")
         mine = False
-        if state.is_main_process and not result.exists():
+        if state.is_main_process and not done(name, seed):
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
-                mine = not result.exists()  # another process may have finished it meanwhile
+                mine = not done(name, seed)  # another process may have finished it meanwhile
             except Timeout:
                 pass
         outcome = None
         if broadcast_object_list([mine])[0]:
-            outcome = run_one(experiment, name, seed, tokens, args.work, result, deadline)
+            outcome = run_one(experiment, name, seed, tokens, args.work, args.results, deadline)
             if state.is_main_process:
                 if outcome is FINISHED:
-                    print(summary(json.loads(result.read_text())), flush=True)
+                    print(summary(done(name, seed)), flush=True)
                 else:
                     print(f"{experiment.name} {name} seed {seed}: paused. The same command goes on.", flush=True)
             gc.collect()
@@ -364,8 +382,8 @@ def run(experiment: Experiment, args: argparse.Namespace) -> None:
         if outcome is PAUSED or is_late(deadline):
             break
     if state.is_main_process:
-        results = [args.results / experiment.name / f"{name}-s{seed}.json" for name, seed in grid(experiment, args)]
-        print(f"{experiment.name}: {sum(path.exists() for path in results)} of {len(results)} runs are done.")
+        results = [done(name, seed) for name, seed in grid(experiment, args)]
+        print(f"{experiment.name}: {sum(map(bool, results))} of {len(results)} runs are done.")
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -467,7 +485,7 @@ def report(args: argparse.Namespace) -> None:
 
 def check(experiment: Experiment, args: argparse.Namespace) -> None:
     """Runs the residual model and DHC x4 with a new seed, and compares with the committed results."""
-    from ..experiments.report import BASELINE, compare, load_results
+    from ..experiments.report import compare
 
     if experiment.start is not None:
         raise ValueError(f"{experiment.name} starts from the models of {experiment.start}, and check from nothing.")

@@ -24,6 +24,7 @@ import evaluate
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import compare_versions
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -94,6 +95,8 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
         if args.hyper_connect:
             raise ValueError("hyper_connect=true needs model_name_or_path; from scratch, name an hc recipe in config.")
         return load_recipe(args.config, **overrides)
+    if args.tensor_parallel and compare_versions("transformers", "<", "5.23"):
+        raise ValueError("tensor_parallel=true needs transformers 5.23: before, its Trainer cannot save such a model.")
     try:
         values, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path)
     except (OSError, ValueError) as error:

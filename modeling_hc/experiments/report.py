@@ -16,9 +16,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from scipy.stats import t
 
-Runs = dict[str, dict[int, dict[str, Any]]]  # variant, seed
+from .results import BASELINE, FILE, Runs, load_results
 
-BASELINE = "residual"
 MAIN = "llama-0.3m"
 MOE = "olmoe-0.3m-0.8m"
 TABLES_ONLY = """{% for name in experiments %}
@@ -107,23 +106,6 @@ class Estimate:
         """Writes mean ± standard error; one seed has no error."""
         error = f" ± {self.error:{form.lstrip('+')}}" if len(self.values) > 1 else " (one seed)"
         return f"{self.mean:{form}}{error}".replace("-", "−")  # noqa: RUF001
-
-
-def load_results(folder: Path) -> dict[str, Runs]:
-    """Returns all runs by experiment, variant (the residual one first) and seed.
-
-    Raises:
-        ValueError: a file is damaged.
-    """
-    experiments: dict[str, Runs] = {}
-    for path in sorted(folder.glob("*/*-s*.json"), key=lambda p: (p.parent, not p.name.startswith(BASELINE), p)):
-        if re.search(r"-s\d+$", path.stem):
-            try:
-                result = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is not whole ({error}): delete it and run it again.") from error
-            experiments.setdefault(result["experiment"], {}).setdefault(result["variant"], {})[result["seed"]] = result
-    return experiments
 
 
 def final_loss(result: dict[str, Any], text: str | None = None) -> float:
@@ -406,7 +388,7 @@ def write_report(folder: Path) -> list[Path]:
     """
     experiments = load_results(folder)
     if not experiments:
-        raise ValueError(f"{folder} holds no result (EXPERIMENT/VARIANT-sSEED.json) of `experiment.py run`.")
+        raise ValueError(f"{folder} holds no result (EXPERIMENT/{FILE}) of `modeling-hc experiment run`.")
     text = render(folder, experiments)
     path = folder / "README.md"
     paths = draw(folder, experiments)
