@@ -63,6 +63,7 @@ class HyperConnectionConfigMixin:
             papers. The dynamic weights start at 0, so it changes how a model learns, not what it starts as.
         stream_reduction: how the streams become the final hidden state. "sum" is the paper's. "mean" makes a converted
             residual checkpoint give exactly its parent's outputs; "sum" does so up to the eps of the final norm.
+            "gated" starts as the mean, with weights that each token's streams then move.
         output_rescaling: what initialisation does to the std of the output projections of attention and MLP. The paper
             scales it "by a factor of sqrt(n)" and does not say which way. "divide" (by sqrt(N)) is the reading that
             brings the std of the output nearer to the residual network's; "multiply" is the other; "none" leaves the
@@ -82,7 +83,7 @@ class HyperConnectionConfigMixin:
     sinkhorn_iterations: int = 20
     hc_eps: float = 1e-20
     gate_init: float = 0.01
-    stream_reduction: Literal["sum", "mean"] = "sum"
+    stream_reduction: Literal["sum", "mean", "gated"] = "sum"
     output_rescaling: Literal["divide", "multiply", "none"] = "divide"
 
     parent_model_type: ClassVar[str]
@@ -170,6 +171,8 @@ class HyperConnectionConfigMixin:
         require(1 <= self.sinkhorn_iterations <= 1000, "sinkhorn_iterations", "from 1 to 1000")
         require(0 < self.hc_eps <= 0.01, "hc_eps", "more than 0, or sums that underflow give NaN, and at most 0.01")
         require(self.gate_init != 0, "gate_init", "another number than 0, at which the dynamic part never learns")
+        if self.stream_reduction == "gated":
+            require(self.num_streams > 1, "num_streams", "2 or more with stream_reduction='gated', a weight for each")
         if self.connection in ("dynamic", "static"):
             return
         variant, streams = f"with connection={self.connection!r}", self.num_streams

@@ -39,7 +39,7 @@ def _is_narrow(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.itemsize < 4
 
 
-def _warn_if_narrow(connection: "HyperConnection") -> None:
+def _warn_if_narrow(connection: "StreamModule") -> None:
     """Says it where something trains parameters in a lower precision in spite of `_apply`."""
     parameter = next(connection.parameters())
     if connection.training and not torch.compiler.is_compiling() and _is_narrow(parameter):
@@ -65,8 +65,36 @@ def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=torch.float32))
 
 
-class HyperConnection(nn.Module):
-    """What all variants share: carry, coefficients, read; and parameters that stay fp32.
+class StreamModule(nn.Module):
+    """What has parameters of its own for the streams: they stay fp32, and know their initial values."""
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Returns the initial value of every parameter by name, fp32."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for name, value in self.initial_values().items():
+            getattr(self, name).copy_(value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """nn.Module's, which is behind `to`, `half`, `cuda` and the like; parameters are fp32 or wider after it.
+
+        What cast them by other means is mended, too: who trains moves a model to its device before wrapping it.
+        """
+        if _deepspeed_runs():  # which has one dtype for all parameters, and would compute everything in fp32
+            return super()._apply(fn, recurse)
+
+        def keep(tensor: Tensor) -> Tensor:
+            wide = tensor.float() if _is_narrow(tensor) else tensor
+            applied = fn(wide)
+            return wide.to(applied.device) if _is_narrow(applied) else applied
+
+        return super()._apply(keep, recurse)
+
+
+class HyperConnection(StreamModule):
+    """What all variants share: carry, coefficients, read.
 
     A variant has `initial_values`, at which a fresh model is a Pre-Norm residual network, and `coefficients`.
 
@@ -85,10 +113,6 @@ class HyperConnection(nn.Module):
         self.num_streams = num_streams
         self.hidden_size = hidden_size
         self.block_index = block_index
-
-    def initial_values(self) -> dict[str, Tensor]:
-        """Returns the initial value of every parameter by name, fp32."""
-        raise NotImplementedError
 
     def coefficients(self, streams: Tensor) -> tuple[Tensor, Tensor]:
         """Returns alpha `[..., N, 1+N]` and beta `[..., N]` for streams `[B, S, N, D]`, fp32 or wider."""
@@ -115,26 +139,6 @@ class HyperConnection(nn.Module):
             streams = depth_connection(streams, *unwritten)
         alpha, beta = self.coefficients(streams)
         return streams, width_connection(streams, alpha), alpha, beta
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        for name, value in self.initial_values().items():
-            getattr(self, name).copy_(value)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """nn.Module's, which is behind `to`, `half`, `cuda` and the like; parameters are fp32 or wider after it.
-
-        What cast them by other means is mended, too: who trains moves a model to its device before wrapping it.
-        """
-        if _deepspeed_runs():  # which has one dtype for all parameters, and would compute everything in fp32
-            return super()._apply(fn, recurse)
-
-        def keep(tensor: Tensor) -> Tensor:
-            wide = tensor.float() if _is_narrow(tensor) else tensor
-            applied = fn(wide)
-            return wide.to(applied.device) if _is_narrow(applied) else applied
-
-        return super()._apply(keep, recurse)
 
     def extra_repr(self) -> str:
         return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"
@@ -438,3 +442,55 @@ CONNECTIONS: dict[str, type[HyperConnection]] = {
     "kromhc": KroneckerHyperConnection,
 }
 """The variants, as a configuration's `connection` names them."""
+
+
+class GatedReduction(StreamModule):
+    """Closes the streams with weights that a token's streams decide: one more read, without carry and write.
+
+        z = W vec(H) / rms(vec(H)),    h = sum over i of (sigmoid(bias_i + scale * z_i) + hc_eps) H_i
+
+    At first all weights are 1 / N, which is the mean.
+
+    Args:
+        num_streams: N, at least 2.
+        hidden_size: D.
+        eps, hc_eps, gate_init: see `JointHyperConnection`.
+
+    Source: the last reduction of DeepSeek-V4 and Hy4 in transformers.
+    """
+
+    def __init__(
+        self, num_streams: int, hidden_size: int, eps: float = 1e-6, hc_eps: float = 1e-20, gate_init: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.num_streams = num_streams
+        self.hidden_size = hidden_size
+        self.eps = eps
+        self.hc_eps = hc_eps
+        self.gate_init = gate_init
+        self.weight = _parameter(num_streams, num_streams * hidden_size)
+        self.bias = _parameter(num_streams)
+        self.scale = _parameter(1)
+        self.reset_parameters()
+
+    def initial_values(self) -> dict[str, Tensor]:
+        n = self.num_streams
+        return {
+            "weight": torch.zeros(n, n * self.hidden_size, dtype=torch.float32),
+            "bias": torch.full((n,), -math.log(n - 1), dtype=torch.float32),
+            "scale": torch.full((1,), self.gate_init, dtype=torch.float32),
+        }
+
+    def weights(self, streams: Tensor) -> Tensor:
+        """Returns the weight of each stream, `[..., N]`, fp32 or wider, for streams `[..., N, D]`."""
+        with full_precision(streams):
+            projected = joint_projection(streams, self.weight, self.eps)
+            return torch.sigmoid(self.bias + self.scale * projected) + self.hc_eps
+
+    def forward(self, streams: Tensor) -> Tensor:
+        """Reduces streams `[..., N, D]`. Returns `[..., D]`."""
+        _warn_if_narrow(self)
+        return width_connection(streams, self.weights(streams).unsqueeze(-1))
+
+    def extra_repr(self) -> str:
+        return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, eps={self.eps}, hc_eps={self.hc_eps}"

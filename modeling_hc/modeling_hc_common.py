@@ -36,7 +36,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
 from .dispatch_hc import depth_connection, needs_reference
 from .functional_hc import close_streams, open_streams
-from .hyper_connections import CONNECTIONS, HyperConnection
+from .hyper_connections import CONNECTIONS, GatedReduction, HyperConnection, StreamModule
 from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
 from .recompute_hc import StreamRecompute
@@ -114,7 +114,7 @@ class HCDecoderLayerMixin:
 
 
 class HCFinalNormMixin:
-    """Makes an upstream norm read the sum or mean of the streams (Algorithm 1).
+    """Makes an upstream norm read the reduction of the streams: their sum (Algorithm 1), mean, or a gated one.
 
     It stands behind whatever layers a model has left: some may be pruned, repeated, or skipped by an early exit. In a
     logit lens, `lm_head(norm(streams))` is right at every layer.
@@ -127,8 +127,22 @@ class HCFinalNormMixin:
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalises streams `[B, S, N, D]` or a hidden state `[B, S, D]`. Returns `[B, S, D]`."""
         if hidden_states.dim() == 4:
-            hidden_states = close_streams(hidden_states, self.config.stream_reduction)
+            hidden_states = self.close(hidden_states)
         return super().forward(hidden_states)
+
+    def close(self, streams: Tensor) -> Tensor:
+        """Reduces streams `[B, S, N, D]` to a hidden state `[B, S, D]`."""
+        if self.config.stream_reduction == "gated":
+            return self.head_hc(streams)
+        return close_streams(streams, self.config.stream_reduction)
+
+    def closing_weights(self, streams: Tensor) -> Tensor:
+        """Returns the weight of each stream in what `close` returns, `[B, S, N]`, fp32 or wider."""
+        if self.config.stream_reduction == "gated":
+            return self.head_hc.weights(streams)
+        num_streams = streams.shape[-2]
+        weight = 1 / num_streams if self.config.stream_reduction == "mean" else 1.0
+        return torch.full(streams.shape[:-1], weight, dtype=torch.float64, device=streams.device)
 
 
 def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
@@ -152,7 +166,7 @@ def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
 class HCPreTrainedModelMixin:
     """What a hyper-connected `PreTrainedModel` adds to its parent: dtype, initial values, the model card."""
 
-    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc"]
+    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc", "head_hc"]
     decoder_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head."""
     parts: ClassVar[dict[str, Any]] = {}
@@ -270,7 +284,7 @@ class HCPreTrainedModelMixin:
     def _init_weights(self, module: nn.Module) -> None:
         """Upstream's initialisation, then the paper's: Eq. 14, and the std of the output projections (Section 4)."""
         super()._init_weights(module)
-        if isinstance(module, HyperConnection):
+        if isinstance(module, StreamModule):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
         elif projection := getattr(module, "output_projection", None):
@@ -315,7 +329,7 @@ class HCPreTrainedModelMixin:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         names = ("dp_replicate", "dp_shard")
         mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=names)  # type: ignore[union-attr]
-        connections: list[nn.Module] = [module for module in self.modules() if isinstance(module, HyperConnection)]
+        connections: list[nn.Module] = [module for module in self.modules() if isinstance(module, StreamModule)]
         fully_shard(
             connections,
             mesh=mesh,
@@ -363,7 +377,11 @@ class HCModelMixin:
 
     def post_init(self) -> None:
         """Upstream's, with which upstream's constructors end."""
-        getattr(self, self.final_norm).config = self.config
+        config, norm = self.config, getattr(self, self.final_norm)
+        norm.config = config
+        if config.stream_reduction == "gated":
+            eps = self.layers[0].hyper_connection_norm()["eps"]
+            norm.head_hc = GatedReduction(config.num_streams, config.hidden_size, eps, config.hc_eps, config.gate_init)
         super().post_init()
 
 
@@ -392,7 +410,7 @@ def hyper_connected(forward: Callable) -> Callable:
             outputs = forward(self, *args, return_dict=True, **kwargs)
         if outputs.hidden_states is not None:
             outputs.hidden_states = tuple(
-                close_streams(h, self.config.stream_reduction) if h is not None and h.dim() == 4 else h
+                getattr(self, self.final_norm).close(h) if h is not None and h.dim() == 4 else h
                 for h in outputs.hidden_states
             )
         return outputs

@@ -282,6 +282,73 @@ def test_shapes_are_those_that_deepseek_s_modules_have() -> None:
         assert shapes == {"weight": [rows, 64], "bias": [rows], "scale": [gates]}
 
 
+# ---- the gated reduction --------------------------------------------------------------------------------------------
+
+
+GATED = {"stream_reduction": "gated"}
+
+
+@pytest.mark.parametrize("connection", ["dynamic", "mhc"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gated_reduction_starts_as_the_mean_and_every_number_of_it_learns(family: str, connection: str) -> None:
+    torch.manual_seed(0)
+    mean = AutoModelForCausalLM.from_config(FAMILIES[family].config(connection=connection, stream_reduction="mean"))
+    fresh = AutoModelForCausalLM.from_config(FAMILIES[family].config(connection=connection, **GATED))
+    missing = fresh.load_state_dict(mean.state_dict(), strict=False).missing_keys
+    model = FAMILIES[family].trained(connection=connection, **GATED)
+    _, gradients = forward_and_backward(model)
+    model.recompute_streams(4)
+    _, recomputed = forward_and_backward(model)
+
+    assert missing == [f"model.norm.head_hc.{name}" for name in ("weight", "bias", "scale")]
+    assert close(fresh.eval()(ids).logits, mean.eval()(ids).logits, 2e-6)
+    assert all(gradients[key].any() for key in missing)
+    assert [key for key, g in recomputed.items() if not torch.equal(g, gradients[key])] == []
+
+
+def test_the_weights_of_a_gated_reduction_equal_the_reference_and_close_the_unfolded_matrix() -> None:
+    model = FAMILIES["llama"].trained(connection="mhc", **GATED).double()
+    norm, kept = model.model.norm, []
+    hook = norm.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    outputs = model(ids, output_hidden_states=True)
+    hook.remove()
+    recording = record(model, ids)
+    closed = variants_math.head(kept[0], dict(norm.head_hc.named_parameters()))
+    matrix, _ = recording.unfold()
+
+    torch.testing.assert_close(norm.head_hc(kept[0]), closed, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(recording.final, closed, rtol=1e-12, atol=1e-12)
+    assert (matrix[..., -1, 1] - matrix[0, 0, -1, 1]).abs().max() > 0.01  # another matrix for every token
+    assert unfolding_error(recording) < 1e-12
+    assert measure(model, [ids]).layers.contribution.sum() == pytest.approx(1)
+    assert {h.shape for h in outputs.hidden_states} == {(2, 12, 32)}
+
+
+def test_a_gated_model_saves_loads_converts_and_counts_its_head(tmp_path: Path) -> None:
+    model = FAMILIES["llama"].trained(**GATED)
+    model.save_pretrained(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    parent = AutoModelForCausalLM.from_config(FAMILIES["llama"].parent_config())
+    parent.save_pretrained(tmp_path / "parent")
+    to_hyper_connected(tmp_path / "parent", tmp_path / "hc", **GATED)
+    to_residual(tmp_path / "hc", tmp_path / "back")
+
+    assert {p.dtype for p in loaded.model.norm.head_hc.parameters()} == {torch.float32}
+    assert torch.equal(generate(model, ids), generate(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), ids))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "back")(ids).logits, parent(ids).logits)
+    with pytest.raises(ValueError, match=r"head_hc\.bias, for which stream_reduction='mean' has no place"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model", stream_reduction="mean")
+    with pytest.raises(ConversionError, match="was trained"):
+        to_residual(tmp_path / "model", tmp_path / "residual")
+    in_connections = sum(p.numel() for key, p in model.named_parameters() if "_hc." in key)
+    assert f"of which {in_connections:,} in hyper-connections" in (tmp_path / "model/README.md").read_text()
+
+
+def test_one_stream_has_no_gated_reduction() -> None:
+    with pytest.raises(ValueError, match=r"num_streams=1 .* 2 or more with stream_reduction='gated'"):
+        HCLlamaConfig(num_streams=1, **GATED)
+
+
 # ---- configurations and checkpoints ---------------------------------------------------------------------------------
 
 

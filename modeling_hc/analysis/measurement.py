@@ -92,7 +92,7 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
         raise ValueError("windows is empty: give at least one window of token ids.")
     tokens = int(sums.pop("tokens"))
     means = {name: value / tokens for name, value in sums.items()}
-    of_means = unfold(means["alpha"], means["beta"], recording.stream_reduction)
+    of_means = unfold(means["alpha"], means["beta"], means["closing"])
     if not hyper_connected:
         del means["gains"]
     layers = _layers(means, histograms)
@@ -166,6 +166,7 @@ def _matrix_sums(recording: Recording) -> dict[str, Tensor]:
         "tokens": torch.tensor(tokens),
         "alpha": alpha.sum(1),
         "beta": beta.sum(1),
+        "closing": recording.closing.double().sum((0, 1)),
         "matrix": matrix.sum((0, 1)),
         "stream_matrices": stream_matrices.sum((0, 1)),
         "gains": tokens * gain_values(alpha.movedim(1, 0)),

@@ -27,7 +27,7 @@ def main() -> None:
     added.add_argument("--num_streams", type=int, help="number of residual streams (4)")
     added.add_argument("--connection", choices=list(CONNECTIONS), help="(dynamic)")
     added.add_argument("--no_tanh", dest="use_tanh", action="store_false", help='the paper\'s "W/O tanh" variant')
-    added.add_argument("--stream_reduction", choices=["mean", "sum"], help="(mean, which is exact)")
+    added.add_argument("--stream_reduction", choices=["mean", "sum", "gated"], help="(mean, which is exact)")
     arguments = vars(parser.parse_args())
     if not arguments.pop("reverse"):
         convert = to_hyper_connected

@@ -171,7 +171,7 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
     They are about as many parameters as the adapters; and those of a converted checkpoint, if they were frozen, would
     stay the residual connections that they start as.
     """
-    connections = {"attn_hc", "mlp_hc"} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    connections = {"attn_hc", "mlp_hc", "head_hc"} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
     return get_peft_model(
         model,
         LoraConfig(
