@@ -9,6 +9,7 @@ Shapes: `...` any leading axes, `N` streams, `D` hidden size. `mix` is `[..., N,
 columns of the projection.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -50,6 +51,16 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
     """See `functional_hc.depth_connection`."""
     dtype = wide_dtype(streams)
     return _call(_Depth, streams, block_output, alpha[..., 1:].to(dtype), beta.to(dtype))
+
+
+def joint_projection(streams: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `functional_hc.joint_projection`."""
+    return _call(_JointProjection, streams, weight.to(wide_dtype(streams)), eps)[0]
+
+
+def sinkhorn(logits: Tensor, iterations: int, hc_eps: float) -> Tensor:
+    """See `functional_hc.sinkhorn`."""
+    return _call(_Sinkhorn, logits, iterations, hc_eps)
 
 
 class _DynamicWidth(Function):
@@ -100,6 +111,71 @@ class _DynamicWidth(Function):
             grad_scale = (grad_mix * bounded).flatten(0, -2).sum(0)
             grad_bias = grad_mix.flatten(0, -3).sum(0)
             return grad_streams.to(streams.dtype), grad_weight, grad_scale, grad_bias, None, None, None
+
+
+class _JointProjection(Function):
+    """z = rstd * (W u) with u = vec(H). Returns z, and for the backward pass rstd."""
+
+    @staticmethod
+    def forward(streams: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        with full_precision(streams):
+            return _project(widen(streams).flatten(-2), weight, eps, centered=False)[:2]
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        streams, weight, ctx.eps = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(streams, weight, *output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        streams, weight, projected, rstd = ctx.saved_tensors
+        with full_precision(streams):
+            joint = widen(streams).flatten(-2)
+            if torch.is_grad_enabled():  # of the backward pass itself
+                projected, rstd, _ = _project(joint, weight, ctx.eps, centered=False)
+            # d rstd / d u = -rstd^3 u / (N D)
+            slope = (grad * projected).sum(-1, keepdim=True) * rstd.square() / -joint.shape[-1]
+            grad = grad * rstd
+            grad_streams = (grad @ weight).addcmul_(joint, slope).unflatten(-1, streams.shape[-2:])
+            grad_weight = grad.flatten(0, -2).mT @ joint.flatten(0, -2)
+            return grad_streams.to(streams.dtype), grad_weight, None
+
+
+class _Sinkhorn(Function):
+    """Keeps the logits, of which the backward pass makes the matrices again. Tokens are the last axis within."""
+
+    @staticmethod
+    def forward(logits: Tensor, iterations: int, hc_eps: float) -> Tensor:
+        matrix = _sinkhorn(logits, iterations, hc_eps)[-1][0]
+        return matrix.movedim(-1, 0).reshape(*logits.shape[:-1], *matrix.shape[:2])
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        logits, ctx.iterations, ctx.hc_eps = inputs
+        ctx.save_for_backward(logits)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (logits,) = ctx.saved_tensors
+        (softmax, _), *steps = _sinkhorn(logits, ctx.iterations, ctx.hc_eps)
+        grad = grad.reshape(-1, *grad.shape[-2:]).movedim(0, -1)
+        for index, (matrix, total) in reversed(list(enumerate(steps))):
+            grad = (grad - (grad * matrix).sum(index % 2, keepdim=True)) / total
+        grad = softmax * (grad - (grad * softmax).sum(1, keepdim=True))
+        return grad.flatten(0, 1).mT.reshape(logits.shape), None, None
+
+
+def _sinkhorn(logits: Tensor, iterations: int, hc_eps: float) -> list[tuple[Tensor, Tensor]]:
+    """Returns the softmax, and after every division the matrices `[from, to, tokens]` and what divided them."""
+    size = math.isqrt(logits.shape[-1])
+    softmax = logits.reshape(-1, size * size).mT.unflatten(0, (size, size)).contiguous().softmax(1)
+    steps, matrix = [(softmax, softmax)], softmax + hc_eps
+    for step in range(2 * iterations - 1):  # sums over `from`, over `to`, ..., over `from`
+        total = matrix.sum(step % 2, keepdim=True) + hc_eps
+        matrix = matrix / total
+        steps.append((matrix, total))
+    return steps
 
 
 class _Width(Function):

@@ -46,6 +46,8 @@ _ELSEWHERE = {
     "num_residual_streams": "num_streams",
     "tanh": "use_tanh",
     "dynamic": "connection",
+    "hc_sinkhorn_iters": "sinkhorn_iterations",
+    "sinkhorn_iters": "sinkhorn_iterations",
 }
 
 
@@ -65,10 +67,18 @@ class HyperConnectionConfigMixin:
 
     Args:
         num_streams: N, the number of residual streams ("expansion rate" n in the paper), 1 to 1024.
-        connection: "dynamic" (DHC) or "static" (SHC).
-        use_tanh: whether dynamic coefficients pass through tanh; False is the paper's "W/O tanh".
+        connection: the variant. "dynamic" (DHC) and "static" (SHC) are the paper's; "mhc" (a doubly stochastic carry),
+            "identity" (none), "mhc_lite" (permutations) and "kromhc" (Kronecker products) bound what is read,
+            written and carried.
+        use_tanh: whether coefficients of "dynamic" pass through tanh; False is the paper's "W/O tanh".
+        sinkhorn_iterations: of "mhc", 1 to 1000; its paper's number is 20.
+        hc_eps: a number that the bounded variants add to what is read, and "mhc" to sums that it divides by. At the
+            default only numbers that underflow feel it; checkpoints of other libraries come with 1e-6.
+        gate_init: initial value of the gates, by which the dynamic part of coefficients is multiplied; 0.01 in the
+            papers. The dynamic weights start at 0, so it changes how a model learns, not what it starts as.
         stream_reduction: how the streams become the final hidden state. "sum" is the paper's. "mean" makes a converted
             residual checkpoint give exactly its parent's outputs; "sum" does so up to the eps of the final norm.
+            "gated" starts as the mean, with weights that each token's streams then move.
         output_rescaling: what initialisation does to the std of the output projections of attention and MLP. The paper
             scales it "by a factor of sqrt(n)" and does not say which way. "divide" (by sqrt(N)) is the reading that
             brings the std of the output nearer to the residual network's; "multiply" is the other; "none" leaves the
@@ -83,9 +93,12 @@ class HyperConnectionConfigMixin:
     """
 
     num_streams: int = _number_of_streams(default=4)
-    connection: Literal["dynamic", "static"] = "dynamic"
+    connection: Literal["dynamic", "static", "mhc", "identity", "mhc_lite", "kromhc"] = "dynamic"
     use_tanh: bool = True
-    stream_reduction: Literal["sum", "mean"] = "sum"
+    sinkhorn_iterations: int = 20
+    hc_eps: float = 1e-20
+    gate_init: float = 0.01
+    stream_reduction: Literal["sum", "mean", "gated"] = "sum"
     output_rescaling: Literal["divide", "multiply", "none"] = "divide"
 
     parent_model_type: ClassVar[str]
@@ -139,6 +152,7 @@ class HyperConnectionConfigMixin:
                 require(1 <= value < 2**16, name, "from 1 to 65535")
             elif isinstance(value, int) and (name.endswith("_size") or name in _LENGTHS):
                 require(1 <= value < 2**31, name, "from 1 to 2147483647")
+        self._validate_variant(require)
         heads, kv_heads = self.num_attention_heads, getattr(self, "num_key_value_heads", None)
         require(
             kv_heads is None or heads % kv_heads == 0,
@@ -174,6 +188,24 @@ class HyperConnectionConfigMixin:
             require(
                 usable or key in ("rope_type", "type"), "rope_parameters", f"of numbers from 1e-20 to 1e20 ({key})"
             )
+
+    def _validate_variant(self, require: Callable[[bool, str, str], None]) -> None:
+        require(1 <= self.sinkhorn_iterations <= 1000, "sinkhorn_iterations", "from 1 to 1000")
+        require(0 < self.hc_eps <= 0.01, "hc_eps", "more than 0, or sums that underflow give NaN, and at most 0.01")
+        require(self.gate_init != 0, "gate_init", "another number than 0, at which the dynamic part never learns")
+        if self.stream_reduction == "gated":
+            require(self.num_streams > 1, "num_streams", "2 or more with stream_reduction='gated', a weight for each")
+        if self.connection in ("dynamic", "static"):
+            return
+        variant, streams = f"with connection={self.connection!r}", self.num_streams
+        require(self.use_tanh, "use_tanh", f"true {variant}, which has no tanh to leave out")
+        require(streams > 1, "num_streams", f"2 or more {variant}, whose reads are sigmoids and never 1")
+        if self.connection == "mhc_lite":
+            require(
+                streams <= 4, "num_streams", f"at most 4 {variant}, which has a weight for each of N! permutations"
+            )
+        if self.connection == "kromhc":
+            require(streams & (streams - 1) == 0, "num_streams", f"a power of 2 {variant}, such as 2, 4 or 8")
 
     def validate_rope(self) -> None:
         """Upstream's, with a ValueError where it has a KeyError: a number that the kind of RoPE needs is missing."""

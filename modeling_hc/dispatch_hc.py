@@ -22,9 +22,13 @@ from torch import Tensor
 
 from .autograd_hc import depth_connection as depth_connection_by_hand
 from .autograd_hc import dynamic_width_connection as dynamic_width_connection_by_hand
+from .autograd_hc import joint_projection as joint_projection_by_hand
+from .autograd_hc import sinkhorn as sinkhorn_by_hand
 from .autograd_hc import width_connection as width_connection_by_hand
 from .functional_hc import depth_connection as reference_depth_connection
 from .functional_hc import dynamic_width_connection as reference_dynamic_width_connection
+from .functional_hc import joint_projection as reference_joint_projection
+from .functional_hc import sinkhorn as reference_sinkhorn
 from .functional_hc import width_connection as reference_width_connection
 from .recompute_hc import record
 
@@ -96,6 +100,8 @@ def _unfused(reference: Operation, by_hand: Operation) -> Operation:
 
 dynamic_width_connection = _unfused(reference_dynamic_width_connection, dynamic_width_connection_by_hand)
 width_connection = _unfused(reference_width_connection, width_connection_by_hand)
+joint_projection = _unfused(reference_joint_projection, joint_projection_by_hand)
+sinkhorn = _unfused(reference_sinkhorn, sinkhorn_by_hand)
 unfused_depth_connection = _unfused(reference_depth_connection, depth_connection_by_hand)
 
 

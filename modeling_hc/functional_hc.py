@@ -24,6 +24,7 @@ Coefficients are fp32 (fp64 for fp64 streams) whatever the dtype of the streams 
 bf16 a coefficient near 1 cannot move by less than 0.4 %. Each result is rounded once, to the dtype of the streams.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -190,6 +191,46 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
         carried = (carry * wide.unsqueeze(-2)).sum(-3)
         written = beta.to(wide.dtype).unsqueeze(-1) * block_output.unsqueeze(-2)
         return (carried + written).to(streams.dtype)
+
+
+def joint_projection(streams: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Projects all streams of a token together: z = W vec(H) / rms(vec(H)).
+
+    Args:
+        streams: H, `[..., N, D]`; vec(H) has stream after stream.
+        weight: W, `[C, N*D]`.
+        eps: added to the mean square of vec(H).
+
+    Returns:
+        `[..., C]`, fp32 or wider.
+
+    Source: Eq. 5, 6 of arXiv 2512.24880.
+    """
+    return projection(streams.flatten(-2), weight, None, eps, False)
+
+
+def sinkhorn(logits: Tensor, iterations: int, hc_eps: float) -> Tensor:
+    """Makes matrices doubly stochastic: exp, then sums over `to` and sums over `from` are divided out in turn.
+
+    What flows into a stream comes last and sums to 1, up to hc_eps; what flows out of one does so up to convergence.
+
+    Args:
+        logits: `[..., N*N]`, of matrices indexed [from, to].
+        iterations: pairs of divisions, at least 1.
+        hc_eps: added to each matrix element once, and to every sum that is divided by.
+
+    Returns:
+        `[..., N, N]`, indexed [from, to].
+
+    Source: Eq. 8, 9 of arXiv 2512.24880, where H_res is this matrix transposed.
+    """
+    size = math.isqrt(logits.shape[-1])
+    matrix = logits.unflatten(-1, (size, size)).softmax(-1) + hc_eps
+    matrix = matrix / (matrix.sum(-2, keepdim=True) + hc_eps)
+    for _ in range(iterations - 1):
+        matrix = matrix / (matrix.sum(-1, keepdim=True) + hc_eps)
+        matrix = matrix / (matrix.sum(-2, keepdim=True) + hc_eps)
+    return matrix
 
 
 def wide_dtype(streams: Tensor) -> torch.dtype:

@@ -63,7 +63,8 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
 
     def keep_static(connection: HyperConnection, args: Any) -> None:
         # Now: where parameters are sharded, they are here now.
-        static.append(torch.cat([connection.alpha_bias, connection.beta_bias.unsqueeze(-1)], dim=-1).detach())
+        alpha, beta = connection.static_coefficients()
+        static.append(torch.cat([alpha, beta.unsqueeze(-1)], dim=-1).detach())
 
     def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
         _, block_input, alpha, beta = output

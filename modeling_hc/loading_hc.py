@@ -96,10 +96,15 @@ def check_fit(model: PreTrainedModel, info: dict[str, Any], where: str, ignore_m
         )
     # The connections of layers that the model does not have are left out with their layers.
     modules = dict(model.named_modules())
-    foreign = [k for k in info["unexpected_keys"] if is_connection(k) and k.rpartition(".")[0] in modules]
-    if foreign and any(map(is_connection, keys - missing)):
+    foreign = [
+        k
+        for k in info["unexpected_keys"]
+        if is_connection(k) and k.rpartition("_hc.")[0].rpartition(".")[0] in modules
+    ]
+    if foreign:
+        field = "stream_reduction" if "head_hc." in min(foreign) else "connection"
         raise ValueError(
-            f"{where} it has {min(foreign)}, for which connection={model.config.connection!r} has no place. Load it "
+            f"{where} it has {min(foreign)}, for which {field}={getattr(model.config, field)!r} has no place. Load it "
             "with the fields of its own config.json."
         )
     in_model, in_none = Counter(map(_kind, keys)), Counter(map(_kind, missing))

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .hyper_connections import HyperConnection
+from .hyper_connections import CONNECTIONS, StreamModule
 
 logger = logging.get_logger(__name__)
 
@@ -148,10 +148,10 @@ def add_evaluation(folder: str | PathLike, results: list[EvalResult]) -> bool:
 
 def _introduction(model: PreTrainedModel) -> str:
     config = model.config
-    variant = f"{'DHC' if config.connection == 'dynamic' else 'SHC'}x{config.num_streams}"
+    variant = f"{CONNECTIONS[config.connection].label}x{config.num_streams}"
     if config.connection == "dynamic" and not config.use_tanh:
         variant += " W/O tanh"
-    in_connections = sum(p.numel() for m in model.modules() if isinstance(m, HyperConnection) for p in m.parameters())
+    in_connections = sum(p.numel() for m in model.modules() if isinstance(m, StreamModule) for p in m.parameters())
     facts = [
         ("Architecture", f"`{type(model).__name__}`: `{config.parent_model_type}` with hyper-connections"),
         ("Variant", f"{variant} ({config.connection}, {config.num_streams} residual streams)"),

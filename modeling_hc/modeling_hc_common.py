@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from types import FunctionType
@@ -39,13 +40,16 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 
 from .dispatch_hc import depth_connection, needs_reference
 from .functional_hc import close_streams, open_streams
-from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHyperConnection
+from .hyper_connections import CONNECTIONS, GatedReduction, HyperConnection, StreamModule
 from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
 from .recompute_hc import StreamRecompute
 
 Unfinished = tuple[Tensor, Tensor, Tensor, Tensor]
 """Streams, and what is still to be written to them: a block's output, with the alpha and beta of its connection."""
+
+VARIANT_FIELDS = ("use_tanh", "sinkhorn_iterations", "hc_eps", "gate_init")
+"""Fields of the configuration that reach a connection whose constructor asks for an argument of that name."""
 
 
 class HCDecoderLayerMixin:
@@ -82,7 +86,7 @@ class HCDecoderLayerMixin:
         return self.mlp(normalize(self.post_attention_layernorm, block_input))
 
     def hyper_connection_norm(self) -> dict[str, Any]:
-        """Returns `eps`, `centered` and `affine` of the norm in a dynamic hyper-connection (Appendix B)."""
+        """Returns `eps`, `centered` and `affine` of the norm in a hyper-connection that has them (Appendix B)."""
         return {"eps": self.config.rms_norm_eps}
 
     def output_projections(self) -> list[tuple[nn.Module, str]]:
@@ -92,10 +96,10 @@ class HCDecoderLayerMixin:
         return [(self.self_attn.o_proj, "weight"), down]
 
     def _hyper_connection(self, block_index: int) -> HyperConnection:
-        sizes = self.config.num_streams, self.config.hidden_size, block_index
-        if self.config.connection == "static":
-            return StaticHyperConnection(*sizes)
-        return DynamicHyperConnection(*sizes, self.config.use_tanh, **self.hyper_connection_norm())
+        variant = CONNECTIONS[self.config.connection]
+        known = {name: getattr(self.config, name) for name in VARIANT_FIELDS} | self.hyper_connection_norm()
+        options = {name: value for name, value in known.items() if name in signature(variant).parameters}
+        return variant(self.config.num_streams, self.config.hidden_size, block_index, **options)
 
     def forward(
         self, hidden_states: Tensor | Unfinished, leave_unfinished: bool = False, **kwargs: Any
@@ -121,7 +125,7 @@ class HCDecoderLayerMixin:
 
 
 class HCFinalNormMixin:
-    """Makes an upstream norm read the sum or mean of the streams (Algorithm 1).
+    """Makes an upstream norm read the reduction of the streams: their sum (Algorithm 1), mean, or a gated one.
 
     It stands behind whatever layers a model has left: some may be pruned, repeated, or skipped by an early exit. In a
     logit lens, `lm_head(norm(streams))` is right at every layer.
@@ -136,8 +140,22 @@ class HCFinalNormMixin:
         if isinstance(hidden_states, tuple):
             hidden_states = depth_connection(*hidden_states)
         if hidden_states.dim() == 4:
-            hidden_states = close_streams(hidden_states, self.config.stream_reduction)
+            hidden_states = self.close(hidden_states)
         return super().forward(hidden_states)
+
+    def close(self, streams: Tensor) -> Tensor:
+        """Reduces streams `[B, S, N, D]` to a hidden state `[B, S, D]`."""
+        if self.config.stream_reduction == "gated":
+            return self.head_hc(streams)
+        return close_streams(streams, self.config.stream_reduction)
+
+    def closing_weights(self, streams: Tensor) -> Tensor:
+        """Returns the weight of each stream in what `close` returns, `[B, S, N]`, fp32 or wider."""
+        if self.config.stream_reduction == "gated":
+            return self.head_hc.weights(streams)
+        num_streams = streams.shape[-2]
+        weight = 1 / num_streams if self.config.stream_reduction == "mean" else 1.0
+        return torch.full(streams.shape[:-1], weight, dtype=torch.float64, device=streams.device)
 
 
 def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
@@ -174,7 +192,7 @@ def _literally(conversion: WeightTransform) -> WeightTransform:
 class HCPreTrainedModelMixin:
     """What a hyper-connected `PreTrainedModel` adds to its parent: dtype, initial values, the model card."""
 
-    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc", "block_hc"]
+    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc", "block_hc", "head_hc"]
     decoder_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head."""
     parts: ClassVar[dict[str, Any]] = {}
@@ -280,7 +298,9 @@ class HCPreTrainedModelMixin:
 
         Source: Section 4 ("Implementation") of arXiv 2409.19606.
         """
-        return {name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|norm)$", name)}
+        return {
+            name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|bias|norm)$", name)
+        }
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Calls upstream's with is_custom_code=False; for custom code it would re-initialise loaded weights."""
@@ -290,7 +310,7 @@ class HCPreTrainedModelMixin:
     def _init_weights(self, module: nn.Module) -> None:
         """Upstream's initialisation, then the paper's: Eq. 14, and the std of the output projections (Section 4)."""
         super()._init_weights(module)
-        if isinstance(module, HyperConnection):
+        if isinstance(module, StreamModule):
             for name, value in module.initial_values().items():
                 initialization.copy_(getattr(module, name), value)
         elif projection := getattr(module, "output_projection", None):
@@ -339,7 +359,7 @@ class HCPreTrainedModelMixin:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         names = ("dp_replicate", "dp_shard")
         mesh = init_device_mesh(device.type, (get_world_size(), 1), mesh_dim_names=names)  # type: ignore[union-attr]
-        connections: list[nn.Module] = [module for module in self.modules() if isinstance(module, HyperConnection)]
+        connections: list[nn.Module] = [module for module in self.modules() if isinstance(module, StreamModule)]
         fully_shard(
             connections,
             mesh=mesh,
@@ -387,13 +407,16 @@ class HCModelMixin:
 
     def post_init(self) -> None:
         """Upstream's, with which upstream's constructors end."""
-        config = self.config
+        config, norm = self.config, getattr(self, self.final_norm)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         rotated = head_dim * (config.rope_parameters or {}).get("partial_rotary_factor", 1)
         if int(rotated) % 2:
             part = "" if rotated == head_dim else f", or {int(rotated)}, the part of it that is rotated,"
             raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads){part} must be even, for RoPE.")
-        getattr(self, self.final_norm).config = config
+        norm.config = config
+        if config.stream_reduction == "gated":
+            eps = self.layers[0].hyper_connection_norm()["eps"]
+            norm.head_hc = GatedReduction(config.num_streams, config.hidden_size, eps, config.hc_eps, config.gate_init)
         super().post_init()
 
     def leaves_unfinished(self, **kwargs: Any) -> bool:
@@ -441,7 +464,7 @@ def hyper_connected(forward: Callable) -> Callable:
             outputs = forward(self, *args, return_dict=True, **kwargs)
         if outputs.hidden_states is not None:
             outputs.hidden_states = tuple(
-                close_streams(h, self.config.stream_reduction) if h is not None and h.dim() == 4 else h
+                getattr(self, self.final_norm).close(h) if h is not None and h.dim() == 4 else h
                 for h in outputs.hidden_states
             )
         return outputs

@@ -2,6 +2,9 @@
 """Other implementations' parameter layouts, against the paper's Algorithm 2 and against the real library."""
 
 from collections.abc import Callable
+from itertools import permutations
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +12,16 @@ from hyper_connections import HyperConnections
 from torch import Tensor, nn
 
 from modeling_hc import DynamicHyperConnection, StaticHyperConnection
-from modeling_hc.conversion import from_algorithm_2, from_lucidrains, to_algorithm_2, to_lucidrains
+from modeling_hc.conversion import (
+    from_algorithm_2,
+    from_deepseek,
+    from_lucidrains,
+    from_mhc_lite,
+    to_algorithm_2,
+    to_lucidrains,
+)
 from modeling_hc.functional_hc import depth_connection
+from modeling_hc.hyper_connections import CONNECTIONS, GatedReduction
 
 B, S, D = 2, 7, 24
 
@@ -165,3 +176,127 @@ def test_a_bias_in_the_norm_is_rejected():
 def test_a_static_module_is_rejected_on_the_way_to_lucidrains():
     with pytest.raises(ValueError, match="are dynamic"):
         to_lucidrains(StaticHyperConnection(2, D, 0).state_dict())
+
+
+# ---- the bounded variants -------------------------------------------------------------------------------------------
+
+
+def upstream(family: str, kind: str) -> nn.Module:
+    """A module of transformers with a carry that is far from symmetric, and Sinkhorn iterations not converged."""
+    prefix = {"deepseek_v4": "DeepseekV4", "glm5_next": "Glm5NextText", "hy_v4": "HYV4"}[family]
+    module = pytest.importorskip(
+        f"transformers.models.{family}.modeling_{family}", reason="a newer transformers has it"
+    )
+    sizes = {"hc_mult": 4, "hidden_size": D, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-5}
+    original = getattr(module, f"{prefix}{kind}")(SimpleNamespace(**sizes, hc_magnitude=2.0))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.normal_(std=0.3 if parameter.dim() == 2 else 1)
+    return original
+
+
+def assert_as_exact(actual: Tensor, expected: Tensor) -> None:
+    assert (actual - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v4", "glm5_next", "hy_v4"])
+@torch.no_grad()
+def test_connections_of_transformers_load_by_renaming(family: str) -> None:
+    original, h = upstream(family, "HyperConnection"), streams(4)
+    module = CONNECTIONS["identity" if family == "hy_v4" else "mhc"](4, D, 0, eps=1e-5, hc_eps=1e-6)
+    module.load_state_dict(from_deepseek(original.state_dict()))
+
+    *coefficients, read = original(h)
+    _, block_input, alpha, beta = module(h)
+    comb = coefficients[1] if len(coefficients) == 2 else torch.eye(4).expand(B, S, 4, 4)
+    new = coefficients[0].unsqueeze(-1) * block(read).unsqueeze(-2) + comb.mT @ h
+
+    assert family == "hy_v4" or (comb - comb.mT).abs().max() > 0.3
+    assert_as_exact(block_input, read)
+    assert_as_exact(beta, coefficients[0])
+    assert_as_exact(alpha[..., 1:], comb)
+    assert_as_exact(depth_connection(h, block(block_input), alpha, beta), new)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v4", "hy_v4"])
+@torch.no_grad()
+def test_last_reductions_of_transformers_load_by_renaming(family: str) -> None:
+    original, h = upstream(family, "HyperHead"), streams(4)
+    module = GatedReduction(4, D, eps=1e-5, hc_eps=1e-6)
+    module.load_state_dict(from_deepseek(original.state_dict()))
+
+    assert_as_exact(module(h), original(h))
+
+
+class MHCLite(nn.Module):
+    """mHC-lite's and KromHC's layout, by their parameters' names and equations."""
+
+    def __init__(self, n: int, carry: int) -> None:
+        super().__init__()
+        self.norm = nn.ParameterDict({"gamma": torch.randn(n * D)})
+        self.static_alpha = nn.Parameter(torch.randn(n + carry))
+        self.dynamic_alpha_fn = nn.Parameter(torch.randn(n * D, n + carry))
+        self.static_beta = nn.Parameter(torch.randn(n))
+        self.dynamic_beta_fn = nn.Parameter(torch.randn(n * D, n))
+        self.pre_branch_scale = nn.Parameter(torch.randn(1))
+        self.residual_scale = nn.Parameter(torch.randn(1))
+        self.h_post_scale = nn.Parameter(torch.randn(()))
+
+    def forward(self, h: Tensor, carry_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        n, u = h.shape[-2], h.flatten(-2)
+        normed = nn.functional.normalize(u, dim=-1) * u.shape[-1] ** 0.5 * (self.norm["gamma"] + 1)
+        alpha, beta = normed @ self.dynamic_alpha_fn, normed @ self.dynamic_beta_fn
+        read = torch.sigmoid(self.pre_branch_scale * alpha[..., :n] + self.static_alpha[:n])
+        carry = carry_of(self.residual_scale * alpha[..., n:] + self.static_alpha[n:])
+        return read, carry, 2 * torch.sigmoid(self.h_post_scale * beta + self.static_beta)
+
+
+def of_permutations(logits: Tensor) -> Tensor:
+    matrices = torch.stack([torch.eye(4, dtype=logits.dtype)[list(order)] for order in permutations(range(4))])
+    return torch.einsum("...r,rij->...ij", logits.softmax(-1), matrices)
+
+
+def of_factors(logits: Tensor) -> Tensor:
+    carries = []
+    for token in logits.flatten(0, -2):
+        factors = [torch.stack([p, p.flip(0)]) for p in token.view(2, 2).softmax(-1)]
+        carries.append(torch.kron(*factors))
+    return torch.stack(carries).view(*logits.shape[:-1], 4, 4)
+
+
+@pytest.mark.parametrize("name, carry, carry_of", [("mhc_lite", 24, of_permutations), ("kromhc", 4, of_factors)])
+@torch.no_grad()
+def test_mhc_lite_and_kromhc_load_from_their_layout(name: str, carry: int, carry_of: Callable) -> None:
+    torch.manual_seed(5)
+    original, h = MHCLite(4, carry).double(), streams(4).double()  # in fp32, logits of several hundred cost 1e-5
+    module = CONNECTIONS[name](4, D, 0, eps=1e-24 / (4 * D)).double()
+    module.load_state_dict(from_mhc_lite(original.state_dict()))
+
+    read, matrix, write = original(h, carry_of)
+    _, _, alpha, beta = module(h)
+
+    for actual, expected in ((alpha[..., 0], read), (alpha[..., 1:], matrix), (beta, write)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("base"), "base is missing"),
+        (lambda s: s.update(norm=torch.ones(4)), "norm is not a parameter"),
+        (lambda s: s.update(fn=torch.ones(8, 96)), "none of a connection"),
+        (lambda s: s.update(scale=torch.ones(4)), "none of a connection"),
+    ],
+)
+def test_what_is_no_connection_of_deepseek_is_refused(change: Callable[[dict], Any], message: str) -> None:
+    state = {"fn": torch.ones(24, 96), "base": torch.ones(24), "scale": torch.ones(3)}
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        from_deepseek(state)
+
+
+def test_the_mhc_beside_mhc_lite_is_refused() -> None:
+    state = MHCLite(4, 24).state_dict() | {"static_alpha": torch.ones(4, 5), "dynamic_alpha_fn": torch.ones(96, 20)}
+    with pytest.raises(ValueError, match="static_alpha has the shape"):
+        from_mhc_lite(state)

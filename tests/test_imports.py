@@ -21,7 +21,7 @@ ARROWS = {
     "autograd_hc": {"torch", "functional_hc"},
     "dispatch_hc": {"torch", "functional_hc", "autograd_hc", "recompute_hc", "triton_hc"},
     "recompute_hc": {"torch"},
-    "hyper_connections": {"torch", "transformers", "dispatch_hc"},
+    "hyper_connections": {"torch", "transformers", "dispatch_hc", "functional_hc"},
     "registration_hc": {"transformers"},
     "configuration_hc": {"transformers", "huggingface_hub", "registration_hc"},
     "model_card_hc": {"transformers", "huggingface_hub", "hyper_connections"},

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GAIN_COLUMNS = ["forward", "backward", "composite_forward", "composite_backward"]
 
 
-def unfold(alpha: Tensor, beta: Tensor, stream_reduction: str) -> tuple[Tensor, Tensor]:
+def unfold(alpha: Tensor, beta: Tensor, closing: Tensor | str) -> tuple[Tensor, Tensor]:
     """Unfolds coefficients into connections between layers.
 
         C0[k, j] = B^j (prod_{t=j+1}^{k-1} A_r^t) A_m^k         what block k reads of layer j's output     Eq. 27
@@ -33,7 +33,7 @@ def unfold(alpha: Tensor, beta: Tensor, stream_reduction: str) -> tuple[Tensor, 
     Args:
         alpha: `(A_m A_r)` of every block, `[..., K, N, 1+N]`.
         beta: B of every block, `[..., K, N]`.
-        stream_reduction: "sum" or "mean", as in the model's configuration.
+        closing: the weights of the streams in the output, `[..., N]`; or "sum" or "mean".
 
     Returns:
         C0 `[..., K+2, K+2]` and C1..CN `[..., N, K+2, K+2]`, indexed `[reading layer, written layer]`, fp64, zero
@@ -52,7 +52,9 @@ def unfold(alpha: Tensor, beta: Tensor, stream_reduction: str) -> tuple[Tensor, 
         held = held @ carry
         streams[..., k, :] = held.mT
         held[..., k, :] = beta[..., k - 1, :]
-    blocks[..., -1, :] = held.sum(-1) if stream_reduction == "sum" else held.mean(-1)
+    if isinstance(closing, str):
+        closing = torch.full((num_streams,), 1 / num_streams if closing == "mean" else 1.0)
+    blocks[..., -1, :] = (held @ closing.double().unsqueeze(-1)).squeeze(-1)
     streams[..., -1, :] = held.mT
     return blocks, streams
 

@@ -36,7 +36,7 @@ class Measurement:
             `stream_cosine`: between two of the streams before this block;
             `effective_rank`: of the streams before this block: 1 where they are one direction, N at most;
             `cancellation`, `forward`, `backward`, `composite_forward`, `composite_backward`: see `connections`;
-            and for dynamic ones
+            and for all but static ones
             `moved`: root mean square distance of the coefficients from their static part;
             `varied`: their standard deviation over the tokens, root mean square over the coefficients;
             `diversity`: mean cosine distance between two tokens' streams;
@@ -72,7 +72,7 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
         ValueError: another model, no windows, or a window of one token.
     """
     hyper_connected = is_hyper_connected(model)
-    static = static_coefficients(model) if hyper_connected and model.config.connection == "dynamic" else None
+    static = static_coefficients(model) if hyper_connected and model.config.connection != "static" else None
     sums: dict[str, Tensor] = {}
     histograms: dict[str, _Histogram] = {}
     error = 0.0
@@ -92,7 +92,7 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
         raise ValueError("windows is empty: give at least one window of token ids.")
     tokens = int(sums.pop("tokens"))
     means = {name: value / tokens for name, value in sums.items()}
-    of_means = unfold(means["alpha"], means["beta"], recording.stream_reduction)
+    of_means = unfold(means["alpha"], means["beta"], means["closing"])
     if not hyper_connected:
         del means["gains"]
     layers = _layers(means, histograms)
@@ -113,8 +113,8 @@ def unfolding_error(recording: Recording) -> float:
 
 def static_coefficients(model: PreTrainedModel) -> Tensor:
     """Returns the static part of all coefficients of a hyper-connected model, `[K, N, 2+N]`: read, carry, write."""
-    parts = [torch.cat([c.alpha_bias, c.beta_bias[:, None]], dim=-1).detach().cpu() for c in connections(model)]
-    return torch.stack(parts)
+    parts = [connection.static_coefficients() for connection in connections(model)]
+    return torch.stack([torch.cat([alpha, beta.unsqueeze(-1)], dim=-1).detach().cpu() for alpha, beta in parts])
 
 
 def movement(model: PreTrainedModel, recording: Recording) -> Tensor:
@@ -166,6 +166,7 @@ def _matrix_sums(recording: Recording) -> dict[str, Tensor]:
         "tokens": torch.tensor(tokens),
         "alpha": alpha.sum(1),
         "beta": beta.sum(1),
+        "closing": recording.closing.double().sum((0, 1)),
         "matrix": matrix.sum((0, 1)),
         "stream_matrices": stream_matrices.sum((0, 1)),
         "gains": tokens * gain_values(alpha.movedim(1, 0)),

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from ..functional_hc import close_streams
 from ..hyper_connections import HyperConnection
 from .connections import unfold
 
@@ -33,7 +32,7 @@ class Recording:
         beta: B, `[K, B, S, N]`.
         outputs: what the layers 0..K wrote, layer 0 being the embedding, `[K+1, B, S, D]`.
         final: the hidden state before the model's last norm, `[B, S, D]`.
-        stream_reduction: "sum" or "mean".
+        closing: the weight of each stream in it, `[B, S, N]`.
     """
 
     streams: Tensor
@@ -42,11 +41,11 @@ class Recording:
     beta: Tensor
     outputs: Tensor
     final: Tensor
-    stream_reduction: str
+    closing: Tensor
 
     def unfold(self) -> tuple[Tensor, Tensor]:
         """Returns every token's connection matrices: `connections.unfold` with the leading axes `B, S`."""
-        return unfold(self.alpha.movedim(0, 2), self.beta.movedim(0, 2), self.stream_reduction)
+        return unfold(self.alpha.movedim(0, 2), self.beta.movedim(0, 2), self.closing)
 
 
 @torch.no_grad()
@@ -64,7 +63,6 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
         ValueError: the model is neither.
     """
     hyper_connected = is_hyper_connected(model)
-    reduction = model.config.stream_reduction if hyper_connected else "sum"
     decoder = model.base_model
     blocks: list[tuple[Tensor, ...]] = []
     outputs: list[Tensor] = []
@@ -85,7 +83,10 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
         outputs.extend(_keep(output[0] if isinstance(output, tuple) else output))
 
     def keep_final(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        final.extend(_keep(close_streams(args[0], reduction) if args[0].dim() == 4 else args[0]))
+        if hyper_connected:
+            final.extend(_keep(module.close(args[0]), module.closing_weights(args[0])))
+        else:
+            final.extend(_keep(args[0], args[0].new_ones(*args[0].shape[:-1], 1)))
 
     after: list[tuple[nn.Module, Callable]] = [(decoder.embed_tokens, keep_output)]
     before: list[tuple[nn.Module, Callable]] = [(decoder.norm, keep_final)]
@@ -98,7 +99,7 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
     with hooked(after, before):
         decoder(input_ids=input_ids.to(decoder.embed_tokens.weight.device), use_cache=False)
     streams, block_inputs, alpha, beta = map(torch.stack, zip(*blocks, strict=True))
-    return Recording(streams, block_inputs, alpha, beta, torch.stack(outputs), final[0], reduction)
+    return Recording(streams, block_inputs, alpha, beta, torch.stack(outputs), *final)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from transformers import LlamaConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import local_torch_dtype
 
-from .. import DynamicHyperConnection, StaticHyperConnection, dispatch_hc, kernels
+from .. import dispatch_hc, kernels
+from ..hyper_connections import CONNECTIONS
 from .variants import FOREIGN, OURS, RIVALS, ListedHyperConnection, Variant, build, shape_of
 
 TIMES = ("step", "forward", "backward", "prefill", "decode")
@@ -76,14 +77,14 @@ def time_boundary(name: str, args: argparse.Namespace) -> dict[str, float | bool
 
     streams, output = draw(n, d), draw(d)
     if kind in OURS:
-        module = (DynamicHyperConnection if kind == "dynamic" else StaticHyperConnection)(n, d, 0).to(device)
+        module = CONNECTIONS[kind](n, d, 0).to(device)
         alpha, beta = draw(n, n + 1, dtype=torch.float32), draw(n, dtype=torch.float32)
         if kind == "static":
             alpha, beta = (parameter.detach().clone().requires_grad_() for parameter in module.parameters())
         inputs = [streams, output, alpha, beta]
 
         def boundary() -> tuple[Tensor, ...]:
-            return module(*inputs)[: 4 if kind == "dynamic" else 2]
+            return module(*inputs)[: 2 if kind == "static" else 4]
     elif kind == "listing":
         with local_torch_dtype(dtype):
             module = ListedHyperConnection(n, d, 0).to(device)

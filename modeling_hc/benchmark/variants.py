@@ -17,6 +17,7 @@ from transformers.modeling_utils import local_torch_dtype
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from .. import HCLlamaConfig, HCLlamaForCausalLM
+from ..hyper_connections import CONNECTIONS
 from ..loading_hc import is_connection
 
 
@@ -140,7 +141,7 @@ RIVALS = {
     "liger": LigerDecoderLayer,
 }
 FOREIGN = ("lucidrains", "deepseek", "liger")  # with other initial values than the stock model's
-OURS = ("static", "dynamic", "recompute")
+OURS = (*CONNECTIONS, "recompute")
 
 
 @dataclass
@@ -180,7 +181,7 @@ def build(name: str, shape: dict[str, int], dtype: torch.dtype, device: str, see
     torch.manual_seed(seed)
     kind, _, n = name.partition("-")
     if kind in OURS:
-        connection = "static" if kind == "static" else "dynamic"
+        connection = "dynamic" if kind == "recompute" else kind
         fields = {"num_streams": int(n), "connection": connection, "output_rescaling": "none"}
         model = HCLlamaForCausalLM._from_config(HCLlamaConfig(**shape, **fields), dtype=dtype).to(device)
         if kind == "recompute":

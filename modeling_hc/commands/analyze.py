@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def dynamic(self) -> bool:
-        return is_hyper_connected(self.model) and self.model.config.connection == "dynamic"
+        return is_hyper_connected(self.model) and self.model.config.connection != "static"
 
     @property
     def has_streams(self) -> bool:

@@ -103,9 +103,11 @@ def main() -> None:
         nargs="+",
         default=[
             *(f"{kind}-{n}" for kind in RIVALS for n in (2, 4)),
-            *(f"{kind}-{n}" for kind in OURS for n in (1, 2, 4, 8)),
+            *(f"{kind}-{n}" for kind in ("static", "dynamic", "recompute") for n in (1, 2, 4, 8)),
+            *(f"{kind}-4" for kind in OURS if kind not in ("static", "dynamic", "recompute")),
         ],
-        help="any of static-N, dynamic-N, recompute-N (dynamic, with block recompute), listing-N (of the paper), "
+        help="any connection of ours with N streams, as static-N or mhc-N, recompute-N (dynamic, with block "
+        "recompute), listing-N (of the paper), "
         "lucidrains-N (the package hyper-connections), deepseek-N (the mHC module of transformers' DeepSeek-V4), "
         "liger-N (the mHC of the package liger-kernel)",
     )

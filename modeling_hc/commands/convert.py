@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from ..conversion import to_hyper_connected, to_residual
+from ..hyper_connections import CONNECTIONS
 
 
 def main() -> None:
@@ -24,9 +25,9 @@ def main() -> None:
     parser.add_argument("--reverse", action="store_true", help="from hyper-connected to residual, where it is exact")
     added = parser.add_argument_group("what the hyper-connected model becomes", argument_default=argparse.SUPPRESS)
     added.add_argument("--num_streams", type=int, help="number of residual streams (4)")
-    added.add_argument("--connection", choices=["dynamic", "static"], help="(dynamic)")
+    added.add_argument("--connection", choices=list(CONNECTIONS), help="(dynamic)")
     added.add_argument("--no_tanh", dest="use_tanh", action="store_false", help='the paper\'s "W/O tanh" variant')
-    added.add_argument("--stream_reduction", choices=["mean", "sum"], help="(mean, which is exact)")
+    added.add_argument("--stream_reduction", choices=["mean", "sum", "gated"], help="(mean, which is exact)")
     arguments = vars(parser.parse_args())
     if not arguments.pop("reverse"):
         convert = to_hyper_connected

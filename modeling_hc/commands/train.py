@@ -176,7 +176,7 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
     They are about as many parameters as the adapters; and those of a converted checkpoint, if they were frozen, would
     stay the residual connections that they start as.
     """
-    connections = {"attn_hc", "mlp_hc"} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    connections = {leaf for name, _ in model.named_modules() if (leaf := name.rpartition(".")[2]).endswith("_hc")}
     if not connections and PartialState().is_main_process:
         logger.warning(
             f"The checkpoint is a residual {model.config.model_type}: lora_r={r} adapts it as it is. To train "

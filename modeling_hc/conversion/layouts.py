@@ -14,8 +14,14 @@
 The kind of norm is not stored in the parameters; build the module with the norm that each function names.
 Static hyper-connections have the first two parameters only.
 
+    here, of the bounded variants     DeepSeek-V4, GLM-5, Hy4      mHC-lite, KromHC (without its factor gamma + 1)
+    weight  [2N+C, N*D]               fn, hc_fn in a head          dynamic_alpha_fn [N*D, N+C], dynamic_beta_fn
+    bias    [2N+C]                    base, hc_base                static_alpha [N+C], static_beta [N]
+    scale   [3]                       scale, hc_scale              pre_branch_scale, h_post_scale, residual_scale
+
 Sources: Algorithm 2 of arXiv 2409.19606; `hyper_connections.HyperConnections` of the package hyper-connections 0.4.11
-(github.com/lucidrains/hyper-connections).
+(github.com/lucidrains/hyper-connections); deepseek_v4, glm5_next and hy_v4 in transformers 5.23, whose names
+TileKernels has, too; the repositories FFTYYY/mhc-lite and wz1119/KromHC.
 """
 
 from collections.abc import Mapping
@@ -114,6 +120,73 @@ def to_lucidrains(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in ("dynamic_alpha_scale", "dynamic_beta_scale"):
         theirs[name] = theirs[name].reshape(())
     return theirs | {"norm.gamma": state.get("norm", torch.ones_like(state["beta_weight"])) - 1}
+
+
+def from_deepseek(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the parameters of a connection, or of the last reduction, of DeepSeek-V4, GLM-5 or Hy4 in transformers.
+
+    The module to load them has the original's `eps` (rms_norm_eps) and `hc_eps`: "mhc" for DeepSeek-V4 and GLM-5, with
+    its `sinkhorn_iterations`; "identity" for Hy4, whose `hc_magnitude` must be 2, the only one here, and which also
+    adds its hc_eps of 1e-6 to what is written; `GatedReduction` for a head. In bf16 theirs rounds the coefficients of
+    DeepSeek-V4 and GLM-5, and ours does not.
+
+    Args:
+        state: `fn`, `base` and `scale`; or `hc_fn`, `hc_base` and `hc_scale`.
+
+    Returns:
+        `weight`, `bias` and `scale`, for `load_state_dict`.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape.
+    """
+    prefix = "hc_" if "hc_fn" in state else ""
+    names = {"weight": f"{prefix}fn", "bias": f"{prefix}base", "scale": f"{prefix}scale"}
+    _require(state, set(names.values()), ())
+    ours = {name: state[theirs] for name, theirs in names.items()}
+    rows = len(ours["bias"]) if ours["bias"].dim() == 1 else -1
+    if ours["weight"].dim() != 2 or len(ours["weight"]) != rows or ours["scale"].shape not in ((1,), (2,), (3,)):
+        shapes = {theirs: tuple(state[theirs].shape) for theirs in names.values()}
+        raise ValueError(f"The shapes {shapes} are none of a connection: [C, N*D], [C] and [1], [2] or [3] are.")
+    return ours
+
+
+def from_mhc_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps the parameters of mHC-lite's or KromHC's `HyperConnections` to those of "mhc_lite" or "kromhc" here.
+
+    The module to load them has `eps=1e-24 / (N * D)`; see `from_lucidrains`, from which theirs derives. What has no
+    counterpart here: several input views, fractions, no write, and the mHC of the same repository, which divides the
+    sums of the carry out in the other order.
+
+    Args:
+        state: its parameters, without those of its branch.
+
+    Returns:
+        `weight`, `bias` and `scale`, for `load_state_dict`.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape.
+    """
+    scales = ("pre_branch_scale", "h_post_scale", "residual_scale")
+    matrices = ("static_alpha", "static_beta", "dynamic_alpha_fn", "dynamic_beta_fn")
+    _require(state, {*scales, *matrices, "norm.gamma"}, ())
+    n, size, carry = len(state["static_beta"]), len(state["norm.gamma"]), state["static_alpha"].numel()
+    shapes = {"static_alpha": (carry,), "dynamic_alpha_fn": (size, carry), "dynamic_beta_fn": (size, n)}
+    for name, shape in shapes.items():
+        if state[name].shape != shape or carry <= n:
+            raise ValueError(
+                f"{name} has the shape {tuple(state[name].shape)}; of mHC-lite or KromHC with {n} streams, one input "
+                f"view and no fractions it is {shape}."
+            )
+
+    def rows(alpha: Tensor, beta: Tensor) -> Tensor:
+        return torch.cat([alpha[..., :n], beta, alpha[..., n:]], dim=-1)
+
+    weight = rows(state["dynamic_alpha_fn"], state["dynamic_beta_fn"]).T * (state["norm.gamma"] + 1)
+    return {
+        "weight": weight.contiguous(),
+        "bias": rows(state["static_alpha"], state["static_beta"]),
+        "scale": torch.cat([state[name].reshape(1) for name in scales]),
+    }
 
 
 def _from(state: Mapping[str, Tensor], norm_names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ..analysis import block_names
 from ..health import stream_magnitudes
-from ..hyper_connections import HyperConnection
+from ..hyper_connections import StreamModule
 
 logger = logging.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class SafeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if on_nonfinite == "skip" and self.is_deepspeed_enabled:
             raise ValueError("on_nonfinite=skip cannot be kept under DeepSpeed, which steps by itself; use stop.")
-        if self.is_deepspeed_enabled and any(isinstance(m, HyperConnection) for m in self.model.modules()):
+        if self.is_deepspeed_enabled and any(isinstance(m, StreamModule) for m in self.model.modules()):
             config = self.accelerator.state.deepspeed_plugin.hf_ds_config
             for precision in ("bf16", "fp16"):
                 if config.is_true(f"{precision}.enabled"):
