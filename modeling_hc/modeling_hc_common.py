@@ -424,17 +424,19 @@ class HCModelMixin:
 
         Not where a hook, upstream's recorder of hidden states, a checkpoint or a user's module sees what they return.
         """
+        norm = getattr(self, self.final_norm)
         layers = next(child for child in self.children() if isinstance(child, nn.ModuleList))
         return (
-            isinstance(getattr(self, self.final_norm), HCFinalNormMixin)
+            isinstance(norm, HCFinalNormMixin)
+            and not _is_observed(norm)
             and not kwargs.get("output_hidden_states", self.config.output_hidden_states)
             and not (self.gradient_checkpointing and self.training)
             and all(isinstance(layer, HCDecoderLayerMixin) and not _is_observed(layer) for layer in layers)
         )
 
 
-def _is_observed(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+def _is_observed(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class HCMoeForCausalLMMixin:
