@@ -168,7 +168,7 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
     They are about as many parameters as the adapters; and those of a converted checkpoint, if they were frozen, would
     stay the residual connections that they start as.
     """
-    connections = {"attn_hc", "mlp_hc"} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    connections = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "block_index")}
     return get_peft_model(
         model,
         LoraConfig(
