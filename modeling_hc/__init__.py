@@ -23,6 +23,7 @@ from .configuration_hc import (
     HCQwen3MoeConfig,
     HCSmolLM3Config,
 )
+from .connect import hyper_connect
 from .dispatch_hc import kernels
 from .hyper_connections import DynamicHyperConnection, HyperConnection, StaticHyperConnection
 from .modeling_hc_gemma3 import (
@@ -187,6 +188,7 @@ __all__ = [
     "HCSmolLM3Model",
     "HyperConnection",
     "StaticHyperConnection",
+    "hyper_connect",
     "kernels",
     "parameter_groups",
 ]

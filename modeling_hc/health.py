@@ -10,7 +10,6 @@ Where the carry amplifies, losses surge: in a 27B model with hyper-connections t
 
 import logging
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .analysis.connections import gain_values
-from .analysis.recording import connections, hooked, is_hyper_connected
+from .analysis.recording import connections, hooked, is_hyper_connected, watched_blocks
 from .hyper_connections import HyperConnection
 
 logger = logging.getLogger(__name__)
@@ -47,8 +46,8 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         static connections.
         Nothing for a model of no family of this package.
     """
-    readers, hyper_connected = _readers(model)
-    if not readers:
+    model, hyper_connected = _base(model)
+    if hyper_connected is None:
         return {}
     cosines: list[Tensor] = []
     last: list[Tensor] = []
@@ -73,9 +72,13 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         betas.append(beta.reshape(-1, beta.shape[-1]))
 
     if hyper_connected:
-        _run(model, input_ids, readers, before=keep_static, after=keep_connection)
+        with hooked(
+            [(c, keep_connection) for c in connections(model)], [(c, keep_static) for c in connections(model)]
+        ):
+            _run(model, input_ids)
     else:
-        _run(model, input_ids, readers, before=lambda norm, args: keep_input(args[0]))
+        with watched_blocks(model, lambda block_input, output: keep_input(block_input)):
+            _run(model, input_ids)
 
     values = {"input_cosine": torch.stack(cosines).median().item()}
     if alphas:
@@ -95,42 +98,36 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
 
 def stream_magnitudes(model: PreTrainedModel, input_ids: Tensor) -> list[float]:
     """Runs a model as `health` does. Returns the largest magnitude in the streams before each block, or no values."""
-    readers, hyper_connected = _readers(model)
+    model, hyper_connected = _base(model)
     found: list[float] = []
+
+    def keep(streams: Tensor) -> None:
+        found.append(streams.abs().max().item())
+
     if hyper_connected:
-        _run(model, input_ids, readers, after=lambda module, args, output: found.append(output[0].abs().max().item()))
-    elif readers:
-        _run(model, input_ids, readers, before=lambda norm, args: found.append(args[0].abs().max().item()))
+        with hooked([(c, lambda module, args, output: keep(output[0])) for c in connections(model)]):
+            _run(model, input_ids)
+    elif hyper_connected is not None:
+        with watched_blocks(model, lambda block_input, output: keep(block_input)):
+            _run(model, input_ids)
     return found
 
 
-def _readers(model: PreTrainedModel) -> tuple[list[HyperConnection], bool]:
-    """Returns the modules that read for the blocks, and whether they are connections; else they are norms, or none."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+def _base(model: PreTrainedModel) -> tuple[PreTrainedModel, bool | None]:
+    """Returns a model without peft's wrapper, and whether it is hyper-connected, or None for one of no family."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     try:
-        if is_hyper_connected(model):
-            return connections(model), True
+        return model, is_hyper_connected(model)
     except ValueError:
-        return [], False
-    layers = model.base_model.layers
-    return [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)], False
+        return model, None
 
 
 @torch.no_grad()
-def _run(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    modules: Sequence[nn.Module],
-    before: Callable | None = None,
-    after: Callable | None = None,
-) -> None:
+def _run(model: PreTrainedModel, input_ids: Tensor) -> None:
     training = model.training
     model.eval()
     try:
-        with (
-            hooked([(m, after) for m in modules if after], [(m, before) for m in modules if before]),
-            torch.compiler.set_stance("force_eager"),
-        ):
+        with torch.compiler.set_stance("force_eager"):
             model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
     finally:
         model.train(training)

@@ -77,6 +77,7 @@ class FamilyContract:
     compile_backend: ClassVar[str] = "aot_eager"
     """What `torch.compile` ends in; "inductor" also generates code, which takes ten times as long."""
     compiled_gradient_tolerance: ClassVar[float] = 1e-4
+    lora_targets: ClassVar[str | list[str]] = "all-linear"
 
     # ---- the models under test ----------------------------------------------------------------------------------
 
@@ -472,7 +473,9 @@ class FamilyContract:
 
     def test_lora_trains_saves_loads_and_merges(self, tmp_path: Path) -> None:
         base = self.trained()
-        model = get_peft_model(copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+        model = get_peft_model(
+            copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", target_modules=self.lora_targets)
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         for _ in range(2):  # B of LoRA is zero at first, so one step alone leaves A where it was
             model(**batch(), labels=batch()["input_ids"]).loss.backward()

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import test_families
+import test_modeling_hc_gpt_neox
 import test_modeling_hc_llama
 import test_modeling_hc_olmo
+import test_modeling_hc_olmo2
 import test_modeling_hc_olmoe
 import torch
 from contract import scramble
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, PreTrainedModel
 
 from modeling_hc.analysis import (
     ablate_and_rescue,
@@ -36,6 +39,10 @@ FAMILIES = {
     "llama": test_modeling_hc_llama.TestHCLlama(),
     "olmo": test_modeling_hc_olmo.TestHCOlmo(),
     "olmoe": test_modeling_hc_olmoe.TestHCOlmoe(),
+    "olmo2": test_modeling_hc_olmo2.TestHCOlmo2(),
+    "gemma3": test_families.TestHCGemma3Text(),
+    "granite": test_families.TestHCGranite(),
+    "gpt_neox": test_modeling_hc_gpt_neox.TestHCGPTNeoX(),
 }
 VARIANTS = {
     "DHC": {},
@@ -93,6 +100,21 @@ def test_the_matrix_times_what_layers_wrote_is_what_every_block_reads_and_the_ou
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_what_is_recorded_of_a_residual_parent_is_its_hidden_states_and_adds_up_to_them(family: str) -> None:
+    model, ids = residual(family), windows()[0]
+    states = model(ids, output_hidden_states=True).hidden_states
+
+    recording = record(model, ids)
+
+    per_layer = len(recording.streams) // model.config.num_hidden_layers
+    for i, state in enumerate(states[:-1]):
+        assert (recording.block_inputs[i * per_layer] - state).abs().max() < 1e-10
+    assert unfolding_error(recording) < 1e-12
+    assert "forward" not in vars(model.base_model.layers[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo", "olmoe"])  # whose modules write to the streams themselves
 @torch.no_grad()
 def test_what_is_recorded_is_what_the_modules_read_and_wrote(family: str) -> None:
     for model in (exact(family), residual(family)):
@@ -399,7 +421,7 @@ def test_giving_a_stream_back_undoes_the_ablation_if_nothing_read_it_before(abla
 
 def test_bad_input_is_rejected_by_name() -> None:
     sizes = {"vocab_size": 99, "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
-    foreign = AutoModelForCausalLM.from_config(Qwen2Config(**sizes, num_key_value_heads=2, intermediate_size=32))
+    foreign = AutoModelForCausalLM.from_config(GemmaConfig(**sizes, num_key_value_heads=2, intermediate_size=32))
     other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=99, n_layer=1, n_embd=32, n_head=2))
     for model in (foreign, other):
         with pytest.raises(ValueError, match=f"model_type='{model.config.model_type}'.*llama"):

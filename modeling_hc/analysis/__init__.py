@@ -23,7 +23,7 @@ _MODULES = {
         "unfolding_error",
     ],
     "reading": ["describe"],
-    "recording": ["Recording", "block_names", "is_hyper_connected", "record"],
+    "recording": ["Recording", "block_kinds", "block_names", "is_hyper_connected", "record"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_MODULE_OF)

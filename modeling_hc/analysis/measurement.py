@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..functional_hc import widen
 from .connections import GAIN_COLUMNS, cancellation, gain_values, shares, unfold
-from .recording import Recording, block_names, connections, is_hyper_connected, record, require_streams
+from .recording import Recording, block_kinds, block_names, connections, is_hyper_connected, record, require_streams
 
 
 @dataclass
@@ -95,7 +95,7 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
     of_means = unfold(means["alpha"], means["beta"], means["closing"])
     if not hyper_connected:
         del means["gains"]
-    layers = _layers(means, histograms)
+    layers = _layers(means, histograms, block_kinds(model))
     return Measurement(tokens, means["matrix"], means["stream_matrices"], *of_means, error, layers)
 
 
@@ -227,10 +227,10 @@ class _Histogram:
         return self.low + ((share < level).sum(1) + 0.5) * self.width
 
 
-def _layers(means: dict[str, Tensor], histograms: dict[str, _Histogram]) -> pandas.DataFrame:
+def _layers(means: dict[str, Tensor], histograms: dict[str, _Histogram], kinds: tuple[str, ...]) -> pandas.DataFrame:
     """Returns the frame of `Measurement.layers` from means over tokens and distributions."""
     num_blocks = len(means["alpha"])
-    frame = pandas.DataFrame({"name": block_names(num_blocks)}).rename_axis("layer")
+    frame = pandas.DataFrame({"name": block_names(num_blocks, kinds)}).rename_axis("layer")
 
     def put(name: str, values: Tensor, first: int) -> None:
         frame.loc[first : first + len(values) - 1, name] = values.double().numpy()

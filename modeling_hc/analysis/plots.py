@@ -19,11 +19,21 @@ from torch import Tensor
 from .measurement import Measurement
 
 MODELS = ("#0072b2", "#d55e00")  # the model, its residual parent
-KINDS = {"attention": ("#009e73", "o"), "MLP": ("#cc79a7", "s"), "embedding": ("#56b4e9", "D")}
+KINDS = {
+    "attention": ("#009e73", "o"),
+    "MLP": ("#cc79a7", "s"),
+    "embedding": ("#56b4e9", "D"),
+    "parallel": ("#e69f00", "^"),
+}
 DIVERGING = "PuOr"
 
 
-def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", limit: float | None = None) -> Figure:
+def connection_matrices(
+    matrices: Mapping[str, Tensor],
+    label: str = "weight",
+    limit: float | None = None,
+    kinds: tuple[str, ...] = ("attention", "MLP"),
+) -> Figure:
     """Draws connection matrices side by side: rows read, columns were written.
 
     Args:
@@ -31,6 +41,7 @@ def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", l
         label: what the values are.
         limit: values beyond it get the colour of the limit. Unless told it is 1, as in the paper, or where many are
             larger, so large that a tenth of them lie beyond it.
+        kinds: what the blocks of a layer are, `block_kinds`.
 
     Source: Figures 7 and 13.
     """
@@ -40,21 +51,21 @@ def connection_matrices(matrices: Mapping[str, Tensor], label: str = "weight", l
     figure = Figure(figsize=(0.6 + 3.1 * len(matrices), 3.6), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
-        image = _draw_matrix(ax, matrix, limit)
+        image = _draw_matrix(ax, matrix, limit, kinds)
         ax.set_title(title, fontsize=9)
     axes[0].set_ylabel("layer that reads")
     figure.colorbar(image, ax=axes, shrink=0.75, extend="both", label=label)
-    figure.legend(handles=_kind_handles("attention", "MLP"), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles=_kind_handles(*kinds), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _draw_matrix(ax: Axes, matrix: Tensor, limit: float) -> AxesImage:
+def _draw_matrix(ax: Axes, matrix: Tensor, limit: float, kinds: tuple[str, ...]) -> AxesImage:
     layers = len(matrix)
     unread = np.triu(np.ones((layers, layers), dtype=bool))
     values = np.ma.masked_array(matrix.numpy(), unread)[1:, :-1]
     image = ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, extent=(-0.5, layers - 1.5, layers - 0.5, 0.5))
     for k in range(1, layers - 1):
-        color, marker = KINDS["attention" if k % 2 else "MLP"]
+        color, marker = KINDS[kinds[(k - 1) % len(kinds)]]
         for x, y in ((-1.1, k), (k, layers + 0.1)):
             ax.plot(x, y, marker=marker, color=color, markersize=min(4, 60 / layers), clip_on=False)
     step = -(-(layers - 1) // 9)
@@ -109,6 +120,8 @@ def contributions(measurements: Mapping[str, Measurement]) -> Figure:
         for ax, column in ((written, "output_rms"), (part, "contribution")):
             for kind, (color, _) in KINDS.items():
                 chosen = measurement.layers[measurement.layers.name.str.endswith(kind)]
+                if chosen.empty:
+                    continue
                 ax.bar(chosen.index, chosen[column], color=color, label=kind)
             ax.set(xlabel="layer")
             ax.axhline(0, color="#666666", linewidth=0.6)

@@ -84,6 +84,8 @@ def _parallel(measurement: Measurement) -> str:
 
 def _kinds(measurement: Measurement) -> str:
     layers, decay = measurement.layers, weight_by_distance(measurement.shares).dropna()
+    if layers.name[1].endswith("parallel"):  # attention and MLP in one
+        return f"Layers write {layers.output_rms[1:-1].median():.3g} (root mean square, median block)."
     written = {kind: layers.output_rms[layers.name.str.endswith(kind)].median() for kind in ("attention", "MLP")}
     text = (
         f"Attention writes {written['attention']:.3g} and MLP {written['MLP']:.3g} (root mean square, median blocks)."

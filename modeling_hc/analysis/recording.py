@@ -9,16 +9,15 @@ meaning.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from ..hyper_connections import HyperConnection
 from .connections import unfold
-
-_PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Recording:
         block_inputs: what it reads, before its norm, `[K, B, S, D]`.
         alpha: `(A_m A_r)`, `[K, B, S, N, 1+N]`.
         beta: B, `[K, B, S, N]`.
-        outputs: what the layers 0..K wrote, layer 0 being the embedding, `[K+1, B, S, D]`.
+        outputs: what the layers 0..K wrote, layer 0 being the embedding as the first block gets it, `[K+1, B, S, D]`.
         final: the hidden state before the model's last norm, `[B, S, D]`.
         closing: the weight of each stream in it, `[B, S, N]`.
     """
@@ -64,6 +63,7 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
     """
     hyper_connected = is_hyper_connected(model)
     decoder = model.base_model
+    final_norm = getattr(decoder, _decoder_class(model).final_norm)
     blocks: list[tuple[Tensor, ...]] = []
     outputs: list[Tensor] = []
     final: list[Tensor] = []
@@ -75,12 +75,12 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
             _keep(streams, block_input, alpha.expand(*tokens, *alpha.shape[-2:]), beta.expand(*tokens, beta.shape[-1]))
         )
 
-    def keep_residual(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        ones = args[0].new_ones(*args[0].shape[:-1], 1)
-        blocks.append(_keep(args[0].unsqueeze(-2), args[0], ones.unsqueeze(-1).expand(*ones.shape, 2), ones))
-
-    def keep_output(module: nn.Module, args: Any, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.extend(_keep(output[0] if isinstance(output, tuple) else output))
+    def keep_block(block_input: Tensor, output: Tensor) -> None:
+        if not hyper_connected:
+            ones = block_input.new_ones(*block_input.shape[:-1], 1)
+            alpha = ones.unsqueeze(-1).expand(*ones.shape, 2)
+            blocks.append(_keep(block_input.unsqueeze(-2), block_input, alpha, ones))
+        outputs.extend(_keep(output))
 
     def keep_final(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if hyper_connected:
@@ -88,18 +88,73 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
         else:
             final.extend(_keep(args[0], args[0].new_ones(*args[0].shape[:-1], 1)))
 
-    after: list[tuple[nn.Module, Callable]] = [(decoder.embed_tokens, keep_output)]
-    before: list[tuple[nn.Module, Callable]] = [(decoder.norm, keep_final)]
-    for layer in decoder.layers:
-        after += [(layer.self_attn, keep_output), (layer.mlp, keep_output)]
-        if hyper_connected:
-            after += [(layer.attn_hc, keep_connection), (layer.mlp_hc, keep_connection)]
-        else:
-            before += [(layer.input_layernorm, keep_residual), (layer.post_attention_layernorm, keep_residual)]
-    with hooked(after, before):
-        decoder(input_ids=input_ids.to(decoder.embed_tokens.weight.device), use_cache=False)
+    after = [(connection, keep_connection) for connection in connections(model)] if hyper_connected else []
+    before = [(decoder.layers[0], lambda module, args: outputs.extend(_keep(args[0]))), (final_norm, keep_final)]
+    with hooked(after, before), watched_blocks(model, keep_block):
+        decoder(input_ids=input_ids.to(decoder.get_input_embeddings().weight.device), use_cache=False)
     streams, block_inputs, alpha, beta = map(torch.stack, zip(*blocks, strict=True))
     return Recording(streams, block_inputs, alpha, beta, torch.stack(outputs), *final)
+
+
+@contextmanager
+def watched_blocks(model: PreTrainedModel, note: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Within it, every block calls `note` with what it read and with what it adds to the streams, `[B, S, D]` each.
+
+    A block is what its family says it is (`HCDecoderLayerMixin.blocks`), with all norms, scales and dropouts, also in
+    the residual parent.
+    """
+    hyper_connected = is_hyper_connected(model)
+    undo = []
+
+    def put(layer: nn.Module, name: str, value: Callable) -> None:
+        undo.append((vars(layer), name, vars(layer).get(name)))
+        vars(layer)[name] = value
+
+    for layer in model.base_model.layers:
+        hc_layer = layer if hyper_connected else _as_hyper_connected(layer, model)
+        blocks = [_watched(getattr(hc_layer, block), note) for block in hc_layer.blocks.values()]
+        if hyper_connected:
+            for name, block in zip(hc_layer.blocks.values(), blocks, strict=True):
+                put(layer, name, block)
+        else:  # accelerate has put a function of its own in the place of `forward`
+            put(layer, "_old_forward" if hasattr(layer, "_old_forward") else "forward", partial(_residual, blocks))
+    try:
+        yield
+    finally:
+        for attributes, name, value in undo:
+            del attributes[name]
+            if value is not None:
+                attributes[name] = value
+
+
+def _watched(block: Callable[..., Tensor], note: Callable[[Tensor, Tensor], None]) -> Callable[..., Tensor]:
+    @wraps(block)
+    def run(block_input: Tensor, **kwargs: Any) -> Tensor:
+        output = block(block_input, **kwargs)
+        note(block_input, output)
+        return output
+
+    return run
+
+
+def _residual(blocks: list[Callable[..., Tensor]], hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    for block in blocks:
+        hidden_states = hidden_states + block(hidden_states, **kwargs)
+    return hidden_states
+
+
+def _as_hyper_connected(layer: nn.Module, model: PreTrainedModel) -> Any:
+    """Returns a residual layer as its family's class sees it: the same modules, with the methods of the blocks."""
+    hc_class = next(part for part in _decoder_class(model).parts.values() if hasattr(part, "blocks"))
+    view = hc_class.__new__(hc_class)
+    view.__dict__ = layer.__dict__
+    return view
+
+
+def _decoder_class(model: PreTrainedModel) -> Any:
+    if is_hyper_connected(model):
+        return model.base_model
+    return AutoModel._model_mapping[CONFIG_MAPPING[f"hc_{model.config.model_type}"]]
 
 
 @contextmanager
@@ -128,10 +183,10 @@ def is_hyper_connected(model: PreTrainedModel) -> bool:
         ValueError: it is neither.
     """
     layers = getattr(model.base_model, "layers", None)
-    if layers and all(hasattr(layer, name) for layer in layers for name in ("attn_hc", "mlp_hc", *_PARTS)):
+    if layers and all(hasattr(layer, name) for layer in layers for name in getattr(layer, "blocks", ["none"])):
         return True
     model_type = getattr(model.config, "model_type", None)
-    if layers and f"hc_{model_type}" in CONFIG_MAPPING and all(hasattr(layers[0], name) for name in _PARTS):
+    if layers and f"hc_{model_type}" in CONFIG_MAPPING:
         return False
     families = [name.removeprefix("hc_") for name in CONFIG_MAPPING if name.startswith("hc_")]
     raise ValueError(
@@ -155,10 +210,17 @@ def require_streams(model: PreTrainedModel, purpose: str) -> None:
 
 def connections(model: PreTrainedModel) -> list[HyperConnection]:
     """Returns the hyper-connections of a model in the order of its blocks."""
-    return [connection for layer in model.base_model.layers for connection in (layer.attn_hc, layer.mlp_hc)]
+    return [getattr(layer, connection) for layer in model.base_model.layers for connection in layer.blocks]
 
 
-def block_names(num_blocks: int) -> list[str]:
+def block_kinds(model: PreTrainedModel) -> tuple[str, ...]:
+    """Returns what the blocks of a layer are: "attention" and "MLP", or "parallel", both in one."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+    layer = model.base_model.layers[0]
+    blocks = (layer if is_hyper_connected(model) else _as_hyper_connected(layer, model)).blocks
+    return ("attention", "MLP") if len(blocks) == 2 else ("parallel",)
+
+
+def block_names(num_blocks: int, kinds: tuple[str, ...] = ("attention", "MLP")) -> list[str]:
     """Returns what layers 0..K+1 are called: "embedding", "1 attention", "2 MLP", ..., "output"."""
-    kinds = [f"{k} {'attention' if k % 2 else 'MLP'}" for k in range(1, num_blocks + 1)]
-    return ["embedding", *kinds, "output"]
+    return ["embedding", *(f"{k + 1} {kinds[k % len(kinds)]}" for k in range(num_blocks)), "output"]

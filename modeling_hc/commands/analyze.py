@@ -30,6 +30,7 @@ from .. import __version__
 from ..analysis import (
     Measurement,
     ablate_and_rescue,
+    block_kinds,
     describe,
     is_hyper_connected,
     measure,
@@ -38,6 +39,7 @@ from ..analysis import (
     record,
     shares,
 )
+from ..analysis.recording import connections
 from ..data import stdlib_files
 from ..records import command_line, program
 from .loading import load
@@ -103,7 +105,7 @@ def analyze(
     table = None
     if subject.has_streams:
         print(f"Ablating the streams of {subject.name}\n", flush=True)
-        num_blocks = 2 * subject.model.config.num_hidden_layers
+        num_blocks = len(connections(subject.model))
         blocks = range(1, num_blocks + 1, -(-num_blocks // ABLATION_BLOCKS))
         table = ablate_and_rescue(subject.model, windows[:ABLATION_WINDOWS], blocks)
     paragraphs = describe(subject.measurement, residual and residual.measurement, table)
@@ -185,17 +187,20 @@ def split(subject: Subject, content: str, tokens: int, window: int) -> list[Tens
 def figures(subject: Subject, residual: Subject | None, table: pandas.DataFrame | None) -> dict[str, Figure]:
     """Returns the figures that have meaning for the model, by file name."""
     both = {one.name.replace("$", r"\$"): one.measurement for one in (subject, residual) if one}  # no formula
+    kinds = block_kinds(subject.model)
     drawn = {
-        "connections": plots.connection_matrices({name: found.matrix for name, found in both.items()}),
+        "connections": plots.connection_matrices({name: found.matrix for name, found in both.items()}, kinds=kinds),
         "shares": plots.connection_matrices(
-            {name: found.shares for name, found in both.items()}, "share of what is read", limit=0.4
+            {name: found.shares for name, found in both.items()}, "share of what is read", limit=0.4, kinds=kinds
         ),
         "similarity": plots.similarity(both),
         "contributions": plots.contributions(both),
     }
     if subject.has_streams:
         held = enumerate(subject.measurement.stream_matrices, 1)
-        drawn["stream-connections"] = plots.connection_matrices({f"stream {i}": matrix for i, matrix in held})
+        drawn["stream-connections"] = plots.connection_matrices(
+            {f"stream {i}": matrix for i, matrix in held}, kinds=kinds
+        )
         drawn["streams"] = plots.streams(subject.measurement)
         drawn["ablation"] = plots.ablation(table)
     if subject.dynamic:

@@ -153,7 +153,8 @@ def forward_flops(config: PreTrainedConfig) -> tuple[float, float, float]:
             tokens = torch.zeros(1, length, dtype=torch.long)
             mask = torch.zeros(1, 1, length, length)  # without one, upstream looks into the tokens' positions
             with SmallOperations() as small, FlopCounterMode(display=False) as products:
-                model.lm_head(model.model(tokens, attention_mask=mask, use_cache=False).last_hidden_state)
+                decoded = model.base_model(tokens, attention_mask=mask, use_cache=False).last_hidden_state
+                model.get_output_embeddings()(decoded)
             counts.append((products.get_total_flops() / length, small.count / length))
     (half_products, half_small), (full_products, full_small) = counts
     scores = 2 * (full_products - half_products)

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
-from ..analysis import block_names
+from ..analysis import block_kinds, block_names
 from ..health import stream_magnitudes
 from ..hyper_connections import StreamModule
 
@@ -278,7 +278,7 @@ class SafeTrainer(Trainer):
         if not streams:
             return f"{found}."
         streams = self.accelerator.reduce(torch.tensor(streams, device=self.args.device), "max").tolist()
-        names = block_names(len(streams))[1:-1]
+        names = block_names(len(streams), block_kinds(self.model))[1:-1]
         largest = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, streams, strict=True))
         return f"{found}. Largest magnitude in the streams that blocks read: {largest}."
 

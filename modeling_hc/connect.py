@@ -1,0 +1,142 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""One call for every family: a residual checkpoint, or a residual model in memory, becomes hyper-connected."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from os import PathLike
+from sys import modules
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from .configuration_hc import HyperConnectionConfigMixin
+from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin
+
+_CONNECTIONS = HCPreTrainedModelMixin._keep_in_fp32_modules_strict
+# The arguments of from_pretrained that say where a configuration is.
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def hyper_connect(
+    source: str | PathLike | PreTrainedModel, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
+) -> PreTrainedModel:
+    """Makes a residual model hyper-connected; until it is trained, it computes what it computed.
+
+    Args:
+        source: a residual checkpoint, as a folder or a name on the Hub; or a residual model in memory, which is
+            changed in place, as by `peft.get_peft_model`, without a copy of any weight.
+        auto_class: the Auto class whose head a checkpoint gets. A model in memory keeps its own.
+        **kwargs: fields of `HyperConnectionConfigMixin`, where `stream_reduction` is "mean" by default; and for a
+            checkpoint whatever `from_pretrained` takes.
+
+    Returns:
+        The hyper-connected model; in memory, `source` itself.
+
+    Raises:
+        ValueError: no family of this package has such a model, it has hyper-connections already, or it is in a state
+            in which hyper-connections cannot be added: quantized, wrapped by PEFT, offloaded, or sharded.
+        TypeError: in memory, an argument is no field of `HyperConnectionConfigMixin`.
+    """
+    kwargs = {"stream_reduction": "mean"} | kwargs
+    if isinstance(source, str | PathLike):
+        config = AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in _HUB if name in kwargs})
+        family = _family(config, str(source))
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError(f"{source} is quantized (quantization_config): connect the model that it was made from.")
+        if family not in auto_class._model_mapping:
+            raise ValueError(f"There is no {auto_class.__name__} of model_type={config.model_type!r}.")
+        return auto_class._model_mapping[family].from_pretrained(source, **kwargs)
+    known = [field.name for field in fields(HyperConnectionConfigMixin)]
+    if unknown := sorted(set(kwargs) - set(known)):
+        raise TypeError(f"hyper_connect has no argument {unknown[0]!r} for a model in memory; there are {known}.")
+    _require_plain(source)
+    return _connect(source, **kwargs)
+
+
+def _family(config: PreTrainedConfig, name: str) -> Any:
+    """Returns the hyper-connected configuration class of a residual model."""
+    families: dict[str, Any] = {c.parent_model_type: c for c in HyperConnectionConfigMixin.__subclasses__()}
+    model_type = config.model_type
+    if any(model_type == family.model_type for family in families.values()):
+        raise ValueError(f"{name} has hyper-connections already (model_type={model_type!r}): load it as it is.")
+    if model_type not in families:
+        near = get_close_matches(model_type, families, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"{name} has model_type={model_type!r}, and there is no such family; the nearest is {near!r}. There are "
+            f"{', '.join(sorted(families))}."
+        )
+    return families[model_type]
+
+
+def _require_plain(model: Any) -> None:
+    """Rejects a model whose weights are not all here, as transformers made them."""
+    name = type(model).__name__
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"{name} has adapters of PEFT: connect the model without them, then add them.")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{name} is no model of transformers: give the model that it holds, a folder or a name.")
+    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(f"{name} is quantized: connect the model that it was made from.")
+    if any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in model.parameters()):
+        raise ValueError(f"{name} is sharded: connect it before DeepSpeed, FSDP or tensor parallelism has it.")
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if len(places) > 1 or any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"{name} lies on several devices, or its weights are not in memory: connect it by its name, as "
+            "hyper_connect(name, device_map=...)."
+        )
+
+
+def _connect(model: PreTrainedModel, **hc_fields: Any) -> PreTrainedModel:
+    residual = model.config
+    family = _family(residual, type(model).__name__)
+    decoder_class, decoder = AutoModel._model_mapping[family], model.base_model
+    ours = {c.__bases__[-1]: c for c in _classes(decoder_class)}
+    norm = getattr(decoder, decoder_class.final_norm)
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for module in (*models, *decoder.layers, norm):
+        if type(module) not in ours:
+            raise ValueError(
+                f"{type(module).__name__} is not upstream's class for model_type={residual.model_type!r}, or has no "
+                "hyper-connected one. Connect a model of transformers' own classes."
+            )
+    config = _config(residual, family, **hc_fields)
+    for module in model.modules():
+        if getattr(module, "config", None) is residual:
+            module.config = config
+    for module in models:
+        module.__class__ = ours[type(module)]
+        # What upstream's constructors gather from the classes of all modules in them.
+        module._keep_in_fp32_modules_strict = module._keep_in_fp32_modules_strict.union(_CONNECTIONS)
+        module._no_split_modules = set(type(module)._no_split_modules)
+    vars(model).pop("_weight_conversions", None)  # of the residual checkpoint
+    for i, layer in enumerate(decoder.layers):
+        layer.__class__ = ours[type(layer)]
+        with next(layer.parameters()).device:
+            layer.connect(config, i)
+        for connection in layer.blocks:
+            getattr(layer, connection).train(layer.training)
+    norm.__class__ = ours[type(norm)]
+    norm.config = config
+    return model
+
+
+def _config(residual: PreTrainedConfig, family: Any, **hc_fields: Any) -> PreTrainedConfig:
+    """Returns a configuration with all values of a residual one, and what upstream keeps beside them."""
+    values = residual.to_dict()
+    for name in ("model_type", "architectures", "transformers_version", "auto_map"):
+        values.pop(name, None)
+    config = family(**values | hc_fields)
+    config._name_or_path = residual._name_or_path
+    for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
+        if hasattr(residual, name):
+            setattr(config, name, getattr(residual, name))
+    return config
+
+
+def _classes(decoder_class: Any) -> list[Any]:
+    """Returns the hyper-connected classes of a family; upstream's is the last base of each."""
+    file = decoder_class.__module__
+    mixins = (HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin)
+    found = [value for value in vars(modules[file]).values() if isinstance(value, type) and value.__module__ == file]
+    return [value for value in found if issubclass(value, mixins)]

@@ -1,0 +1,199 @@
+# Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
+"""hyper_connect: by name and in memory the same model, which computes what the residual one computes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_families
+import test_modeling_hc_gpt_neox
+import test_modeling_hc_llama
+import test_modeling_hc_mistral
+import test_modeling_hc_olmo
+import test_modeling_hc_olmo2
+import test_modeling_hc_olmoe
+import torch
+from contract import FamilyContract, batch, generate, scramble
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GemmaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from modeling_hc import HCLlamaForCausalLM, hyper_connect
+
+FAMILIES = {
+    contract.parent_config_class.model_type: contract
+    for module in (
+        test_families,
+        test_modeling_hc_gpt_neox,
+        test_modeling_hc_llama,
+        test_modeling_hc_mistral,
+        test_modeling_hc_olmo,
+        test_modeling_hc_olmo2,
+        test_modeling_hc_olmoe,
+    )
+    for name, contract in vars(module).items()
+    if name.startswith("TestHC") and name != "TestHCGPTNeoXOneAfterTheOther"
+}
+
+
+def residual(family: type[FamilyContract] = FAMILIES["llama"], **kwargs: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(family.parent_config(**kwargs)).eval()
+    scramble(model, 0.2)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_in_memory_becomes_what_its_checkpoint_becomes_by_name(family: str, tmp_path: Path) -> None:
+    model = residual(FAMILIES[family])
+    expected, weights = model(**batch()).logits, dict(model.named_parameters())
+    model.save_pretrained(tmp_path / "residual")
+
+    connected = hyper_connect(model, num_streams=2)
+    by_name = hyper_connect(tmp_path / "residual", num_streams=2)
+
+    assert connected is model
+    assert all(connected.get_parameter(name) is weight for name, weight in weights.items())
+    assert type(connected) is type(by_name)
+    assert [type(m) for m in connected.modules()] == [type(m) for m in by_name.modules()]
+    assert [m.training for m in connected.modules()] == [m.training for m in by_name.modules()]
+    state, expected_state = connected.state_dict(), by_name.state_dict()
+    assert state.keys() == expected_state.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected_state.items())
+    ignored = {"_name_or_path", "dtype", "architectures"}
+    mine, theirs = ({k: v for k, v in m.config.to_dict().items() if k not in ignored} for m in (connected, by_name))
+    assert mine == theirs
+    for name in ("_no_split_modules", "_keep_in_fp32_modules_strict"):
+        assert getattr(connected, name) == getattr(by_name, name)
+    for m in (connected, by_name):
+        assert torch.equal(m(**batch()).logits, expected)
+        assert m.config.stream_reduction == "mean"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "gemma3_text"])
+def test_what_was_connected_in_memory_generates_trains_and_is_saved(family: str, tmp_path: Path) -> None:
+    model = residual(FAMILIES[family])
+    expected = generate(model, **batch())
+    hyper_connect(model, connection="static")
+    assert torch.equal(generate(model, **batch()), expected)
+
+    model(**batch(), labels=batch()["input_ids"]).loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "_hc." in name)
+
+    scramble(model, 0.1)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+
+
+def test_a_low_precision_model_and_one_without_a_head_are_connected_with_connections_in_fp32() -> None:
+    model = hyper_connect(AutoModel.from_config(FAMILIES["qwen3"].parent_config(), dtype=torch.bfloat16))
+
+    assert {p.dtype for name, p in model.named_parameters() if "_hc." in name} == {torch.float32}
+    assert {p.dtype for name, p in model.named_parameters() if "_hc." not in name} == {torch.bfloat16}
+    assert model.config.dtype == torch.bfloat16
+
+
+def test_a_checkpoint_gets_the_head_of_the_auto_class(tmp_path: Path) -> None:
+    residual().save_pretrained(tmp_path)
+
+    model = hyper_connect(tmp_path, AutoModelForSequenceClassification, num_labels=3)
+
+    assert type(model).__name__ == "HCLlamaForSequenceClassification"
+    assert model.num_labels == 3
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def refused(model: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        hyper_connect(model)
+    return str(caught.value)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones_and_the_nearest(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(
+        GemmaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    model.save_pretrained(tmp_path)
+
+    for source in (model, tmp_path):
+        message = refused(source)
+        assert "model_type='gemma', and there is no such family; the nearest is 'gemma3_text'." in message
+        assert all(family in message for family in FAMILIES)
+
+
+def test_what_has_hyper_connections_already_is_refused(tmp_path: Path) -> None:
+    model = hyper_connect(residual())
+    model.save_pretrained(tmp_path)
+
+    for source in (model, tmp_path):
+        assert "has hyper-connections already (model_type='hc_llama')" in refused(source)
+
+
+def test_adapters_are_refused_until_they_are_added_last() -> None:
+    model = residual()
+    with_adapters = copy.deepcopy(model)
+    with_adapters.add_adapter(LoraConfig(target_modules="all-linear"))
+
+    assert "has adapters of PEFT" in refused(with_adapters)
+    assert "has adapters of PEFT" in refused(get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM")))
+    get_peft_model(hyper_connect(model), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))(**batch())
+
+
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    model = residual()
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    quantized = text.replace("{", '{"quantization_config": {"quant_method": "awq"},', 1)
+    (tmp_path / "config.json").write_text(quantized)
+    model.is_quantized = True
+
+    assert "is quantized" in refused(model)
+    assert "is quantized" in refused(tmp_path)
+
+
+def test_weights_that_are_elsewhere_are_refused(tmp_path: Path) -> None:
+    model = residual()
+    model.save_pretrained(tmp_path)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{i}": "disk" if i else "cpu" for i in range(3)}
+    offloaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "disk")
+    with torch.device("meta"):
+        on_meta = LlamaForCausalLM(model.config)
+
+    assert "several devices, or its weights are not in memory" in refused(offloaded)
+    assert "several devices, or its weights are not in memory" in refused(on_meta)
+    for attribute in ("ds_id", "device_mesh"):  # of DeepSpeed's ZeRO-3; of DTensor, which FSDP2 and TP have
+        sharded = residual()
+        setattr(sharded.lm_head.weight, attribute, 0)
+        assert "is sharded" in refused(sharded)
+
+
+def test_what_is_not_upstreams_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    class Mine(LlamaForCausalLM):
+        pass
+
+    model = Mine(FAMILIES["llama"].parent_config())
+
+    assert "Mine is not upstream's class" in refused(model)
+    assert model.config.model_type == "llama"
+    assert "Linear is no model of transformers" in refused(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="no argument 'dtype' for a model in memory"):
+        hyper_connect(residual(), dtype=torch.bfloat16)
+    residual(FAMILIES["granite"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no AutoModelForSequenceClassification of model_type='granite'"):
+        hyper_connect(tmp_path, AutoModelForSequenceClassification)
+    with pytest.raises(TypeError, match="num_streams"):  # the call that this one stands for
+        AutoModelForCausalLM.from_pretrained(tmp_path, num_streams=4)
+    assert issubclass(HCLlamaForCausalLM, LlamaForCausalLM)
