@@ -4,7 +4,7 @@
     python -m campaigns.bad_input [--examples 1500] [--checkpoints 500] [--output results/robustness/bad-input.json]
 
 runs a long campaign, which `make fuzz` starts, and prints how many were tried and what came of them. It ends with the
-first that was neither served nor refused. tests/test_bad_input.py runs a short one, the same every time.
+first that was neither served nor rejected. tests/test_bad_input.py runs a short one, the same every time.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def step(model: PreTrainedModel) -> list[Tensor]:
 
 
 def try_configuration(example: tuple[str, dict[str, Any]]) -> str:
-    """Returns what came of a configuration; fails unless a model was built and finite or a field was refused."""
+    """Returns what came of a configuration; fails unless a model was built and finite or a field was rejected."""
     family, values = example
     torch.manual_seed(0)
     try:
@@ -126,7 +126,7 @@ def try_configuration(example: tuple[str, dict[str, Any]]) -> str:
     except (ValueError, TypeError, StrictDataclassError) as error:
         named = [name for name in values if name in str(error)]
         assert named, f"{error!r} names none of {values}"
-        return f"refused: {named[0]}"
+        return f"rejected: {named[0]}"
     try:
         results = step(model)
     except Exception as error:
@@ -340,7 +340,7 @@ def whole(folder: Path, family: str) -> Path:
 
 
 def try_checkpoint(folder: Path, example: tuple[str, tuple[str, float, Any]]) -> str:
-    """Returns what came of a damaged checkpoint; fails unless it was refused, or loads with what the files hold."""
+    """Returns what came of a damaged checkpoint; fails unless it was rejected, or loads with what the files hold."""
     family, (kind, where, content) = example
     source, damaged, target = whole(folder, family), folder / "work" / "damaged", folder / "work" / "target"
     shutil.rmtree(folder / "work", ignore_errors=True)
@@ -360,10 +360,10 @@ def try_checkpoint(folder: Path, example: tuple[str, tuple[str, float, Any]]) ->
         assert loads is None and converts is None, (kind, loads, converts)
     elif kind == "bit flipped in the data":
         assert loads is None
-        return f"{kind}: not seen" if converts is None else f"{kind}: refused by the conversion only"
+        return f"{kind}: not seen" if converts is None else f"{kind}: rejected by the conversion only"
     elif kind not in ("bit flipped in a header", "config.json with anything in it"):
         assert loads is not None and converts is not None, (kind, loads, converts)
-    return f"{kind}: {'loads' if loads is None else 'refused'}"
+    return f"{kind}: {'loads' if loads is None else 'rejected'}"
 
 
 # ---- the campaign -----------------------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def main() -> None:
             counts = campaign(examples, strategy, attempt, arguments.seed)
             seconds = round(time.monotonic() - start)
             report[name] = {"tried": counts.total(), "seconds": seconds, "of these": dict(counts.most_common())}
-            print(f"{name}: {counts.total()} tried in {seconds} s, nothing neither served nor refused", flush=True)
+            print(f"{name}: {counts.total()} tried in {seconds} s, nothing neither served nor rejected", flush=True)
             for what, count in counts.most_common():
                 print(f"{count:7}  {what}", flush=True)
             if arguments.output:

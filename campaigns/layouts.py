@@ -4,7 +4,7 @@
     python -m campaigns.layouts [--short] [--json RESULTS.json]
 
 Every run is scripts/train.py in the environment that `accelerate launch` makes of a file in configuration/accelerate.
-The processes are forked from this one, which has imported everything, and talk through gloo. accelerate refuses FSDP
+The processes are forked from this one, which has imported everything, and talk through gloo. accelerate rejects FSDP
 and tensor parallelism on CPUs, so it is told that the processes belong to GPUs; all else is real. DeepSpeed is tried
 where it is installed. Exits with 1 where a curve differs by more than 1e-5, a coefficient is not fp32, or a resumed
 stream sees other samples.

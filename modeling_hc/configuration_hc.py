@@ -200,6 +200,8 @@ class HyperConnectionConfigMixin:
             model_type = config_dict.get("model_type")
         except (AttributeError, TypeError) as error:  # of JSON that is no object
             raise ValueError(f"The config.json of {pretrained_model_name_or_path} is damaged ({error}).") from error
+        if not config_dict:
+            raise ValueError(f"{pretrained_model_name_or_path} has no config.json, so it is not a model checkpoint.")
         if model_type not in (cls.model_type, cls.parent_model_type):
             raise ValueError(
                 f"{pretrained_model_name_or_path} has model_type={model_type!r}, which {cls.__name__} cannot read: it "

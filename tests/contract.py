@@ -470,7 +470,7 @@ class FamilyContract:
         assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
 
     @pytest.mark.parametrize("lost", ["mlp_hc.alpha_bias", "input_layernorm.weight", "self_attn.q_proj.weight"])
-    def test_a_checkpoint_that_lost_a_tensor_of_one_layer_is_refused_by_name(self, tmp_path: Path, lost: str) -> None:
+    def test_a_checkpoint_that_lost_a_tensor_of_one_layer_is_rejected_by_name(self, tmp_path: Path, lost: str) -> None:
         self.trained().save_pretrained(tmp_path)
         key = f"model.layers.1.{lost}"
         if key not in load_file(tmp_path / "model.safetensors"):
@@ -494,7 +494,7 @@ class FamilyContract:
 
         assert close(dynamic(**batch()).logits, static(**batch()).logits)
 
-    def test_a_checkpoint_with_another_number_of_streams_is_refused(self, tmp_path: Path) -> None:
+    def test_a_checkpoint_with_another_number_of_streams_is_rejected(self, tmp_path: Path) -> None:
         self.trained().save_pretrained(tmp_path)
 
         with pytest.raises(RuntimeError, match=r"alpha_bias has shape \[4, 5\], and .* asks for \[2, 3\]"):

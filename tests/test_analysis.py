@@ -337,6 +337,20 @@ def test_the_reading_says_of_an_untrained_twin_what_it_says_of_its_parent(tmp_pa
     assert not any("nan" in words.split() for words in reading.values())
 
 
+def test_the_parts_that_a_small_model_reads_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, of three layers: block 4 has the bottom's last layer just before it."""
+    parts = torch.zeros(8, 8)
+    parts[4, :4] = torch.tensor([0.1, 0.1, -0.2, 0.6])
+    parts[5, :5] = torch.tensor([0.1, 0.1, 0.1, 0.2, 0.5])
+    parts[6, :6] = torch.tensor([0.0, 0.0, 0.1, 0.3, -0.2, 0.4])
+    measurement = measure(exact(), windows())
+    monkeypatch.setattr(type(measurement), "shares", parts)
+
+    words = describe(measurement)["Where blocks read from"]
+
+    assert "blocks 4 to 6 take 63% of what they read from the two blocks just before, 27% from the bottom" in words
+
+
 def test_the_reading_names_the_stream_that_is_worth_most() -> None:
     table = pandas.DataFrame(
         {"untouched": 2.0, "ablated": [2.5, 3.0, 2.1, 2.0], "rescued": [2.1, 2.5, np.nan, np.nan]},
@@ -397,10 +411,10 @@ def test_giving_a_stream_back_undoes_the_ablation_if_nothing_read_it_before(abla
     assert abs(table.rescued - table.untouched)[3, 1] > 1e-6  # which blocks did read
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
+# ---- what is rejected -----------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_refused_by_name() -> None:
+def test_bad_input_is_rejected_by_name() -> None:
     sizes = {"vocab_size": 99, "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
     foreign = AutoModelForCausalLM.from_config(Qwen2Config(**sizes, num_key_value_heads=2, intermediate_size=32))
     other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=99, n_layer=1, n_embd=32, n_head=2))

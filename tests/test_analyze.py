@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""scripts/analyze.py: what it writes, what it refuses, and its page in a browser."""
+"""scripts/analyze.py: what it writes, what it rejects, and its page in a browser."""
 
 import csv
 import html
@@ -35,7 +35,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds a dynamic, a static and a residual checkpoint, and a text; and some that are refused."""
+    """Holds a dynamic, a static and a residual checkpoint, and a text; and some that are rejected."""
     folder = tmp_path_factory.mktemp("analysis")
     torch.manual_seed(0)
     save(LLAMA.trained(), folder / NAME)

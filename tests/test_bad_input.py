@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Bad and hostile input is refused or does what the residual parent does with it, and nothing it brings is run."""
+"""Bad and hostile input is rejected or does what the residual parent does with it, and nothing it brings is run."""
 
 import ast
 import json
@@ -42,7 +42,7 @@ def silent() -> None:
 
 
 @pytest.mark.parametrize(("what", "examples"), [("configurations", 100), ("inputs", 100), ("checkpoints", 50)])
-def test_random_input_is_served_or_refused(what: str, examples: int, tmp_path: Path, silent: None) -> None:
+def test_random_input_is_served_or_rejected(what: str, examples: int, tmp_path: Path, silent: None) -> None:
     counts = campaign(examples, *campaigns(tmp_path)[what])
 
     assert counts.total() >= examples // 2, "hypothesis found too few different ones"
@@ -66,7 +66,7 @@ def test_random_input_is_served_or_refused(what: str, examples: int, tmp_path: P
         ("rope_parameters", {"rope_type": "linear"}),
     ],
 )
-def test_what_upstream_would_build_and_not_run_is_refused_with_the_name_of_its_field(
+def test_what_upstream_would_build_and_not_run_is_rejected_with_the_name_of_its_field(
     field: str, value: object
 ) -> None:
     with pytest.raises(Exception, match=field) as caught:

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""scripts/benchmark.py at a toy size. Its times are nobody's business here; what it counts and refuses is."""
+"""scripts/benchmark.py at a toy size. Its times are nobody's business here; what it counts and rejects is."""
 
 import importlib.util
 import json
@@ -117,7 +117,7 @@ def test_the_table_of_a_gpu_is_made_at_a_toy_size_on_a_cpu(tmp_path: Path) -> No
         assert row["bytes"]["eager"] > 0 and row["decode"]["seconds"] > 0
 
 
-def test_a_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_is_not_there_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit):
@@ -145,7 +145,7 @@ def saved_by_stock_llama() -> int:
     return sum(kept.values())
 
 
-def test_an_unknown_variant_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_variant_is_rejected_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--variants", "dynamic-4", "residual-4")
     assert "'residual-4'" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Configurations refuse what they cannot mean, by name, and survive saving."""
+"""Configurations reject what they cannot mean, by name, and survive saving."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from modeling_hc import HCLlamaConfig
         ("output_rescaling", True),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_name_of_its_field(field: str, value: object) -> None:
+def test_a_wrong_value_is_rejected_with_the_name_of_its_field(field: str, value: object) -> None:
     with pytest.raises(StrictDataclassFieldValidationError, match=field):
         HCLlamaConfig(**{field: value})
     with pytest.raises(StrictDataclassFieldValidationError, match=field):
@@ -34,7 +34,7 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_field(field: str, value: 
     "wrong, right",
     [("num_stream", "num_streams"), ("tanh", "use_tanh"), ("rate", "num_streams"), ("stream_reductoin", "stream_red")],
 )
-def test_another_name_for_a_field_is_refused_with_the_right_one(wrong: str, right: str) -> None:
+def test_another_name_for_a_field_is_rejected_with_the_right_one(wrong: str, right: str) -> None:
     with pytest.raises(ValueError, match=f"{wrong}.*did you mean '{right}"):
         HCLlamaConfig(**{wrong: 1})
 

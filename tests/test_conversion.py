@@ -202,7 +202,7 @@ def test_one_static_stream_goes_back_also_from_a_sum(source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["layers.1.attn_hc.alpha_bias", "layers.1.attn_hc.beta_weight"])
-def test_the_way_back_is_refused_with_the_first_trained_parameter(name, source, tmp_path):
+def test_the_way_back_is_rejected_with_the_first_trained_parameter(name, source, tmp_path):
     to_hyper_connected(source, tmp_path / "target")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_the_way_back_is_refused_with_the_first_trained_parameter(name, source, 
     assert not (tmp_path / "back").exists()
 
 
-def test_the_way_back_from_a_sum_of_streams_is_refused_with_the_way_out(source, tmp_path):
+def test_the_way_back_from_a_sum_of_streams_is_rejected_with_the_way_out(source, tmp_path):
     to_hyper_connected(source, tmp_path / "target", stream_reduction="sum")
     with pytest.raises(ConversionError, match="stream_reduction to 'mean'"):
         to_residual(tmp_path / "target", tmp_path / "back")
@@ -295,7 +295,7 @@ BAD_SOURCES = {
 
 
 @pytest.mark.parametrize("damage, message", BAD_SOURCES.values(), ids=BAD_SOURCES)
-def test_a_checkpoint_that_cannot_be_converted_is_refused_untouched(damage, message, source, tmp_path):
+def test_a_checkpoint_that_cannot_be_converted_is_rejected_untouched(damage, message, source, tmp_path):
     damage(source)
     before = fingerprint(source)
     with pytest.raises(ConversionError, match=message):
@@ -305,7 +305,7 @@ def test_a_checkpoint_that_cannot_be_converted_is_refused_untouched(damage, mess
 
 
 @pytest.mark.parametrize("field", [{"num_streams": 0}, {"connection": "sparse"}, {"stream_reduction": "max"}])
-def test_a_bad_field_is_refused_by_name(field, source, tmp_path):
+def test_a_bad_field_is_rejected_by_name(field, source, tmp_path):
     with pytest.raises(StrictDataclassError, match=next(iter(field))):
         to_hyper_connected(source, tmp_path / "target", **field)
     assert list(tmp_path.iterdir()) == [source]
@@ -331,7 +331,7 @@ def test_all_files_of_the_target_have_the_same_mode(source, tmp_path):
     assert {path.stat().st_mode for path in (tmp_path / "target").iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
-def test_a_target_in_the_way_or_in_the_source_is_refused(source, tmp_path):
+def test_a_target_in_the_way_or_in_the_source_is_rejected(source, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     (tmp_path / "file").touch()
     before = fingerprint(tmp_path)
@@ -368,7 +368,7 @@ def test_a_disk_that_is_full_while_writing_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_disk_too_small_is_refused_before_anything_is_written(source, tmp_path, monkeypatch):
+def test_a_disk_too_small_is_rejected_before_anything_is_written(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
     with pytest.raises(ConversionError, match="left"):

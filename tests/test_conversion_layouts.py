@@ -161,19 +161,19 @@ def test_the_way_to_lucidrains_and_back_changes_rounding_only():
         ({"branch": nn.Linear(D, D)}, r"branch\.bias is not a parameter"),
     ],
 )
-def test_what_lucidrains_has_and_this_package_has_not_is_refused(arguments, message):
+def test_what_lucidrains_has_and_this_package_has_not_is_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         from_lucidrains(HyperConnections(2, dim=D, **arguments).state_dict())
 
 
-def test_a_bias_in_the_norm_is_refused():
+def test_a_bias_in_the_norm_is_rejected():
     module = Algorithm2(2, D, dynamic=True)
     nn.init.ones_(module.layer_norm.bias)
     with pytest.raises(ValueError, match=r"layer_norm\.bias is not zero"):
         from_algorithm_2(module.state_dict())
 
 
-def test_a_static_module_is_refused_on_the_way_to_lucidrains():
+def test_a_static_module_is_rejected_on_the_way_to_lucidrains():
     with pytest.raises(ValueError, match="are dynamic"):
         to_lucidrains(StaticHyperConnection(2, D, 0).state_dict())
 

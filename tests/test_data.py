@@ -78,7 +78,7 @@ def test_formats_that_need_a_package_are_read_with_it(suffix: str, package: str,
 
 
 @pytest.mark.report(4, "training files in every format and compression")
-def test_a_format_without_its_package_is_refused_by_the_packages_name(tmp_path: Path, monkeypatch) -> None:
+def test_a_format_without_its_package_is_rejected_by_the_packages_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("modeling_hc.data.find_spec", lambda name: None)
     (tmp_path / "rows.jsonl.zst").write_bytes(bytes.fromhex("28B52FFD"))
     with pytest.raises(ValueError, match=r"rows\.jsonl\.zst is compressed with zstd, .* pip install zstandard"):
@@ -120,7 +120,7 @@ def test_a_text_file_is_one_document(name: str, compression: str, tmp_path: Path
     ],
 )
 @pytest.mark.report(4, "files of formats that are not read")
-def test_what_is_no_known_format_is_refused_by_name(
+def test_what_is_no_known_format_is_rejected_by_name(
     name: str, content: bytes, words: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -134,7 +134,7 @@ def test_what_is_no_known_format_is_refused_by_name(
 
 
 @pytest.mark.report(4, "files of several formats at once")
-def test_files_of_several_formats_are_refused_with_an_example_of_each(tmp_path: Path) -> None:
+def test_files_of_several_formats_are_rejected_with_an_example_of_each(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.csv", "d.tsv"):
         (tmp_path / name).write_bytes(rows(Path(name).suffix, tmp_path))
     assert read(tmp_path / "*.jsonl") == TEXTS * 2

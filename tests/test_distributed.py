@@ -115,7 +115,7 @@ def test_a_model_made_under_zero3_has_the_initial_values_of_any_other(rows, outc
 
 @pytest.mark.report(20, "DeepSpeed's own fp16 or bf16")
 @pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
-def test_deepspeed_that_would_cast_the_connections_is_refused(rows, tmp_path, outcome):
+def test_deepspeed_that_would_cast_the_connections_is_rejected(rows, tmp_path, outcome):
     home = Path(rows["zero2"]["folder"]).parent
     config = {"zero_optimization": {"stage": 2}, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
     (tmp_path / "zero2.json").write_text(json.dumps(config))
@@ -141,7 +141,7 @@ def test_deepspeed_that_would_cast_the_connections_is_refused(rows, tmp_path, ou
     assert done.returncode == 1
     assert "train.py: fp16=true would have DeepSpeed cast the hyper-connections" in done.stderr, done.stderr[-2000:]
     assert "--fp16 false" in done.stderr and "torch_autocast" in done.stderr
-    outcome("", "refused, with the way out")
+    outcome("", "rejected, with the way out")
 
 
 @needs_recent_trainer

@@ -302,7 +302,7 @@ def test_bad_input_ends_in_a_paragraph_before_a_model_is_loaded(
     assert len(str(stopped.value.code).splitlines()) == 1
 
 
-def test_a_tokenizer_that_does_not_fit_the_model_is_refused(residual: str, tmp_path: Path) -> None:
+def test_a_tokenizer_that_does_not_fit_the_model_is_rejected(residual: str, tmp_path: Path) -> None:
     LlamaForCausalLM(
         LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(tmp_path)
@@ -364,7 +364,7 @@ def test_a_folder_stays_whole_after_an_evaluation_of_written_answers(
 
 @pytest.mark.parametrize("family", ["residual", "converted"])
 @pytest.mark.report(24, "evaluation with a tokenizer that has neither beginning nor end")
-def test_a_tokenizer_with_neither_beginning_nor_end_is_refused_before_anything_is_run(
+def test_a_tokenizer_with_neither_beginning_nor_end_is_rejected_before_anything_is_run(
     family: str, tmp_path: Path, request: pytest.FixtureRequest, outcome: Callable
 ) -> None:
     folder = shutil.copytree(request.getfixturevalue(family), tmp_path / "model")
@@ -373,5 +373,5 @@ def test_a_tokenizer_with_neither_beginning_nor_end_is_refused_before_anything_i
     tokenizer.save_pretrained(folder)
     with pytest.raises(SystemExit, match="neither a beginning- nor an end-of-text token") as stopped:
         run.main([str(folder), "--tasks", "stdlib"])
-    outcome("a traceback", "refused by name")
+    outcome("a traceback", "rejected by name")
     assert len(stopped.value.code.splitlines()) == 1

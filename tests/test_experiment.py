@@ -227,14 +227,14 @@ def test_an_experiment_can_start_from_the_models_of_another_without_changing_the
         ({"data": {"name": "x"}}, "missing .* 'train' and 'validation'"),
     ],
 )
-def test_a_wrong_field_is_refused_by_name(home, change, message):
+def test_a_wrong_field_is_rejected_by_name(home, change, message):
     (home / "wrong.yaml").write_text(yaml.safe_dump(EXPERIMENT | change))
     with pytest.raises(ValueError, match=message):
         load_experiment(home / "wrong.yaml")
 
 
 @pytest.mark.parametrize("field", ["freeze", "undecayed"])
-def test_a_pattern_that_matches_nothing_is_refused_before_the_first_run(home, finished, field, monkeypatch):
+def test_a_pattern_that_matches_nothing_is_rejected_before_the_first_run(home, finished, field, monkeypatch):
     monkeypatch.setattr(experiment, "run_one", lambda *args: pytest.fail("a run was started"))
     grid = load_experiment(home / "grid.yaml")
     setattr(grid.variants["dhc-4"], field, "hc_alpha")

@@ -40,7 +40,7 @@ def test_a_run_on_a_full_disk_keeps_its_checkpoints_and_goes_on_when_there_is_ro
     assert nothing_is_lost(campaign.full_disk(1), 1)
 
 
-def test_a_read_only_folder_is_refused_at_once(campaign: Campaign) -> None:
+def test_a_read_only_folder_is_rejected_at_once(campaign: Campaign) -> None:
     assert nothing_is_lost(campaign.read_only(1), 1)
 
 

@@ -141,7 +141,7 @@ def test_lora_trains_adapters_and_whole_hyper_connections_and_nothing_else(twin,
     assert not torch.allclose(expected, AutoModelForCausalLM.from_pretrained(twin)(tokens).logits, atol=1e-2)
 
 
-def test_lora_is_refused_where_there_is_no_checkpoint_to_adapt(parent, data, tmp_path, monkeypatch):
+def test_lora_is_rejected_where_there_is_no_checkpoint_to_adapt(parent, data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"lora_r=4 .*modeling-hc convert"):
         run("train.py", monkeypatch, *on(parent, data, tmp_path / "run"), "--lora_r", 4, "--hyper_connect", "true")
 
@@ -177,12 +177,12 @@ def test_a_converted_model_learns_to_classify_and_is_scored_as_scikit_learn_scor
         (["--train_files", "nowhere.csv"], "files that exist"),
         (["--max_lenght", "3"], "did you mean 'max_length'\\? "),
         (["--max_len", "3"], "no field 'max_len'"),
-        (["--max_length", "x"], r"finetune_classifier.py --help"),
+        (["--max_length", "x"], r"finetune_classifier.py --help-all"),
         (["--text_column", "number"], r"type int \(5\) in text_column='number'"),
         (["--text_column", "null"], "no row with both a text in 'null'"),
     ],
 )
-def test_a_classifier_run_refuses_bad_input(flags, message, twin, data, tmp_path, monkeypatch):
+def test_a_classifier_run_rejects_bad_input(flags, message, twin, data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "run"), *flags)
     assert not (tmp_path / "run").exists()
@@ -190,14 +190,14 @@ def test_a_classifier_run_refuses_bad_input(flags, message, twin, data, tmp_path
 
 def test_the_classifiers_help_lists_every_field(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
-        run("finetune_classifier.py", monkeypatch, "--help")
+        run("finetune_classifier.py", monkeypatch, "--help-all")
     assert stop.value.code == 0
     listed = set(capsys.readouterr().out.split())
     own = ("model_name_or_path", "train_files", "validation_files", "text_column", "label_column", "max_length")
     assert {f"--{name}" for name in [*own, *(field.name for field in fields(TrainingArguments))]} <= listed
 
 
-def test_a_family_without_a_classification_head_is_refused(data, tmp_path, monkeypatch):
+def test_a_family_without_a_classification_head_is_rejected(data, tmp_path, monkeypatch):
     HCOlmoeConfig().save_pretrained(tmp_path / "olmoe")
     with pytest.raises(SystemExit, match=r"model_type=hc_olmoe, .* hc_llama, hc_mistral, hc_olmo,") as error:
         run("finetune_classifier.py", monkeypatch, *classify(tmp_path / "olmoe", data, tmp_path / "run"))
@@ -205,7 +205,7 @@ def test_a_family_without_a_classification_head_is_refused(data, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_a_label_that_training_never_showed_is_refused(twin, data, tmp_path, monkeypatch):
+def test_a_label_that_training_never_showed_is_rejected(twin, data, tmp_path, monkeypatch):
     other = tmp_path / "validation.csv"
     other.write_text("text,label\nthe oak,wood\n")
     with pytest.raises(SystemExit, match="label 'wood'"):
@@ -310,7 +310,7 @@ def test_a_checkpoint_without_a_padding_token_pads_with_its_end_of_text(
 
 
 @pytest.mark.report(10, "a classifier on a checkpoint without a padding token")
-def test_a_tokenizer_with_nothing_to_pad_with_is_refused_before_training(twin, data, tmp_path, monkeypatch):
+def test_a_tokenizer_with_nothing_to_pad_with_is_rejected_before_training(twin, data, tmp_path, monkeypatch):
     shutil.copytree(twin, tmp_path / "bare")
     tokenizer = AutoTokenizer.from_pretrained(twin)
     tokenizer.pad_token = tokenizer.eos_token = None

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Every recipe in configuration/ says what its name says, and misspelt ones are refused."""
+"""Every recipe in configuration/ says what its name says, and misspelt ones are rejected."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def test_the_papers_recipes_take_four_million_tokens_a_step_to_five_hundred_bill
         ("[]", ["recipe.json", "model_type"]),
     ],
 )
-def test_a_wrong_recipe_is_refused_by_the_name_of_what_is_wrong(content, words, tmp_path):
+def test_a_wrong_recipe_is_rejected_by_the_name_of_what_is_wrong(content, words, tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(content)
     with pytest.raises(ValueError) as error:

@@ -116,7 +116,7 @@ def test_a_second_derivative_and_a_second_backward_pass_see_recomputed_streams_t
     assert want[1].abs().max() > 0
 
 
-def test_fewer_than_one_site_is_refused() -> None:
+def test_fewer_than_one_site_is_rejected() -> None:
     with pytest.raises(ValueError, match="sites is 0"):
         model().recompute_streams(0)
 

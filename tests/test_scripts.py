@@ -11,6 +11,10 @@ import test_modeling_hc_llama
 from contract import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from modeling_hc import HCLlamaForCausalLM
+from modeling_hc.commands import generate
+from modeling_hc.conversion import to_hyper_connected
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -75,3 +79,29 @@ def test_models_write_side_by_side(saved: Path) -> None:
     written = [line for line in done.stdout.splitlines() if line.startswith("w5 w6 w")]
     assert len(written) == 2
     assert written[0] == written[1]  # the same model and seed
+
+
+def test_a_folder_without_a_configuration_is_named_in_one_way_by_all(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    from modeling_hc.commands import finetune, loading, train
+    from modeling_hc.training.arguments import ModelArguments, SafeTrainingArguments
+
+    name = str(tmp_path)
+    arguments = finetune.ClassifierArguments(name, ["train.csv"], ["validation.csv"])
+    for load in (
+        lambda: HCLlamaForCausalLM.from_pretrained(name),
+        lambda: loading.load(name),
+        lambda: train.model_config(ModelArguments(model_name_or_path=name)),
+        lambda: finetune.prepare(arguments, SafeTrainingArguments(output_dir=str(tmp_path / "run"))),
+        lambda: to_hyper_connected(name, f"{name}-target"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} has no config.json, so it is not a model checkpoint.$"):
+            load()
+
+
+def test_a_misspelt_flag_of_generate_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for words, named in ((["--promt", "w5"], "arguments: --promt"), ([], "--prompt is missing")):
+        monkeypatch.setattr(sys, "argv", ["generate.py", str(saved), *words])
+        with pytest.raises(SystemExit):
+            generate.main()
+        assert named in capsys.readouterr().err

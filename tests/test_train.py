@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Train
 
 from modeling_hc.commands import train
 from modeling_hc.data import DataArguments, load_documents, make_blocks, stdlib_files
+from modeling_hc.recipes import load_recipe
 from modeling_hc.training.arguments import ModelArguments, parse
 
 ROOT = Path(__file__).parents[1]
@@ -217,20 +218,41 @@ def test_two_processes_under_accelerate_launch_train_what_one_process_trains(hom
     assert history(two, "eval_loss") == pytest.approx(history(one, "eval_loss"), rel=1e-4)
 
 
-def test_processes_that_would_each_train_alone_are_refused(home, monkeypatch):
+def test_processes_that_would_each_train_alone_are_rejected(home, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # by `accelerate launch`
     with pytest.raises(ValueError, match="2 processes were launched, but transformers finds 1"):
         parse(recipe(home, "alone", use_cpu=False))
 
 
-def test_help_lists_every_field(capsys):
+def listed_by(flag: str, capsys) -> set[str]:
     with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
+        parse([flag])
     assert stop.value.code == 0
-    listed = set(capsys.readouterr().out.split())
+    return set(capsys.readouterr().out.split())
+
+
+def test_help_all_lists_every_field(capsys):
     assert {
         f"--{f.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for f in fields(kind)
-    } <= listed
+    } <= listed_by("--help-all", capsys)
+
+
+def test_help_lists_our_fields_and_the_usual_ones_and_where_the_others_are(capsys):
+    listed = listed_by("--help", capsys)
+    ours = {f"--{f.name}" for kind in (ModelArguments, DataArguments) for f in fields(kind)}
+    assert ours | {"--output_dir", "--learning_rate", "--on_nonfinite", "--help-all"} <= listed
+    assert "--hub_token" not in listed and "--no_skip_memory_metrics" not in listed
+
+
+def test_lora_on_a_residual_checkpoint_says_that_it_trains_no_hyper_connections(home, monkeypatch):
+    for name in ("llama", "hc"):
+        model = AutoModelForCausalLM.from_config(load_recipe(home / f"{name}.json"))
+        messages = []
+        monkeypatch.setattr(train.logger, "warning", messages.append)
+        train.with_lora(model, 2)
+        assert [("residual llama" in text, "modeling-hc convert" in text) for text in messages] == (
+            [(True, True)] if name == "llama" else []
+        )
 
 
 def test_the_stock_trainer_decays_the_dynamic_part_and_not_the_static_part(home):
@@ -327,7 +349,7 @@ def checkpoint(name: str) -> dict[str, str | None]:
 
 
 BAD_INPUT = {
-    "unknown field": ({"learning_rat": 1}, ["learning_rat", "did you mean 'learning_rate'? --help"]),
+    "unknown field": ({"learning_rat": 1}, ["learning_rat", "did you mean 'learning_rate'? --help-all"]),
     "override without a value": ({"config_overrides": "num_layers"}, ["config_overrides", "'num_layers'", "="]),
     "streams of a residual recipe": (
         {"config_overrides": "num_streams=2"},
@@ -396,7 +418,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_refused_in_one_paragraph_before_anything_is_written(case, broken, residual, tmp_path):
+def test_bad_input_is_rejected_in_one_paragraph_before_anything_is_written(case, broken, residual, tmp_path):
     fields, words = json.loads(json.dumps(BAD_INPUT[case]).replace("{home}", str(broken)))
     before = {path: path.stat().st_mtime_ns for path in residual.rglob("*")}
     with pytest.raises(SystemExit) as error:
@@ -556,7 +578,7 @@ def test_numbers_in_yaml_are_read_as_people_write_them(text, field, value, home,
     ],
 )
 @pytest.mark.report(14, "numbers in YAML as people write them")
-def test_settings_of_a_scheduler_that_it_cannot_use_are_refused_before_the_folder_is_made(fields, home):
+def test_settings_of_a_scheduler_that_it_cannot_use_are_rejected_before_the_folder_is_made(fields, home):
     with pytest.raises(SystemExit, match=r"^train\.py: lr_scheduler_kwargs=.* lr_scheduler_type=\w+ "):
         run(home, "unscheduled", **fields)
     assert not (home / "unscheduled").exists()

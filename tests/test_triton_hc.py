@@ -242,7 +242,7 @@ def test_tanh_is_exact_to_a_few_units_in_the_last_place() -> None:
     torch.testing.assert_close(beta[:, 0].double(), projected.double().tanh(), rtol=2e-6, atol=0)
 
 
-def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for streams, reason in (
         (torch.zeros(2, 4, 64, dtype=torch.float64), "torch.float64"),
         (torch.zeros(2, 9, 64), "up to 8 streams, not 9"),
@@ -257,14 +257,14 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         assert not dispatch_hc.boundary(streams, (), alpha)[1].any()
 
 
-def test_streams_on_a_cpu_are_refused_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_on_a_cpu_are_rejected_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch_hc, "KERNELS", "triton")
     monkeypatch.setattr(triton_hc, "INTERPRETED", False)
     with pytest.raises(ValueError, match=r"need an NVIDIA GPU .* the streams are on cpu.* MODELING_HC_KERNELS=auto"):
         dispatch_hc.boundary(torch.zeros(2, 4, 64), (), torch.zeros(4, 5))
 
 
-def test_what_does_not_fit_the_streams_is_refused_before_it_is_read() -> None:
+def test_what_does_not_fit_the_streams_is_rejected_before_it_is_read() -> None:
     """The kernels know the sizes of the streams only, and would read beyond the end of anything smaller."""
     activations, parameters = problem((6,), 4, 64, torch.float32)
     streams, output = (value.to(DEVICE) for value in activations.values())

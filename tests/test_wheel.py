@@ -27,16 +27,35 @@ model.save_pretrained("hc")
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+def build(source: Path, folder: Path) -> Path:
+    """Builds the wheel of a checkout or an sdist."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and "No matching distribution found for setuptools" in done.stderr:
         pytest.skip("pip fetches setuptools to build a wheel, and reaches no index")
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel_of_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `python -m build` and those who build from PyPI's source do it: an sdist first, and the wheel from that."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    return build(sdist, folder)
+
+
+def test_an_sdist_has_all_that_its_wheel_needs(wheel: Path, wheel_of_sdist: Path) -> None:
+    assert sorted(zipfile.ZipFile(wheel_of_sdist).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_wheel_has_recipes_tasks_and_templates(wheel: Path) -> None:
@@ -51,15 +70,27 @@ def test_the_wheel_has_recipes_tasks_and_templates(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_converts_evaluates_and_analyzes_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_trains_converts_evaluates_and_analyzes_away_from_the_checkout(
+    wheel_of_sdist: Path, tmp_path: Path
+) -> None:
     venv.create(tmp_path / "env", with_pip=False)
     scheme = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
     packages, scripts = (sysconfig.get_path(name, "posix_prefix", scheme) for name in ("purelib", "scripts"))
     # The dependencies are those of this environment, without its link to the checkout.
     (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [sys.executable, "-m", "pip", "--python", f"{scripts}/python", "install", "--quiet", "--no-deps", wheel]
-    subprocess.run(install, check=True, capture_output=True)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        f"{scripts}/python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        wheel_of_sdist,
+    ]
+    subprocess.run(install, check=True, capture_output=True, env=environment)
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -71,7 +102,7 @@ def test_the_wheel_trains_converts_evaluates_and_analyzes_away_from_the_checkout
     (tmp_path / "text.txt").write_text("A stream carries what the blocks wrote. " * 200)
     data = ["--train_files=text.txt", f"--config_overrides={tiny},vocab_size=320", "--use_cpu=true"]
     command = f"{scripts}/modeling-hc"
-    run(command, "train", "demo", *data, *short, "--output_dir=run")
+    run(command, "train", "demo", "--config=llama-demo", *data, *short, "--output_dir=run")
     run(f"{scripts}/python", "-c", QUICK_START)
     run(command, "convert", "run", "converted")
     assert "| stdlib |" in run(command, "evaluate", "run", "converted", "--tasks", "stdlib", "--limit", "2")

@@ -67,11 +67,12 @@ def _reach(whose: str, measurement: Measurement) -> str:
     parts = measurement.shares.abs()
     layers = len(parts)
     late = parts[layers // 2 : -1]  # the second half of the blocks
-    near = sum(row[k - 2 : k].sum().item() for k, row in enumerate(late, layers // 2)) / len(late)
+    near = sum(row[max(k - 2, 3) : k].sum().item() for k, row in enumerate(late, layers // 2)) / len(late)
     bottom = late[:, :3].sum(1).mean().item()
     return (
         f"{whose}, blocks {layers // 2} to {layers - 2} take {_percent(near)} of what they read from the two blocks "
-        f"just before, {_percent(bottom)} from the bottom (embedding and first layer), and the rest from between. "
+        f"just before, {_percent(bottom)} from the bottom (embedding and first layer, which are counted here only), "
+        "and the rest from between. "
     )
 
 

@@ -38,6 +38,7 @@ from ..records import program, write_json
 from ..training import classification
 from ..training.arguments import Parser
 from ..training.run_folder import in_use
+from .loading import check_has_config
 
 logger = logging.get_logger(__name__)
 
@@ -141,6 +142,7 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
             "resume_from_checkpoint."
         )
     set_seed(training_args.seed)
+    check_has_config(args.model_name_or_path)
     config = AutoConfig.from_pretrained(args.model_name_or_path)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         families = [
@@ -195,7 +197,14 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
 def main() -> None:
     """Finetunes, leaves the classifier in the run folder, and evaluates it."""
     try:
-        args, training_args = Parser((ClassifierArguments, TrainingArguments), allow_abbrev=False).read(sys.argv[1:])
+        parser = Parser(
+            (ClassifierArguments, TrainingArguments),
+            allow_abbrev=False,
+            usage="%(prog)s [--FIELD VALUE ...]",
+            description="Finetunes a checkpoint, hyper-connected or not, to classify texts.",
+            epilog="--help-all lists the other fields of transformers.TrainingArguments, too.",
+        )
+        args, training_args = parser.read(sys.argv[1:])
         trainer = prepare(args, training_args)
     except (ValueError, OSError) as error:
         sys.exit(f"{program()}: {error}")

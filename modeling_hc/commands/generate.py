@@ -18,12 +18,14 @@ from .loading import load
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, or the name of a model on the Hub")
-    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be given repeatedly")
+    parser.add_argument("--prompt", action="append", help="text to continue; may be given repeatedly")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="(64)")
     parser.add_argument("--temperature", type=float, default=0.8, help="(0.8); 0 always takes the likeliest token")
     parser.add_argument("--top_p", type=float, default=0.95, help="(0.95)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     arguments = parser.parse_args()
+    if not arguments.prompt:  # not `required`, of which argparse speaks before it names a misspelt flag
+        parser.error("--prompt is missing: give a text to continue")
     for name, valid in {
         "max_new_tokens": arguments.max_new_tokens >= 1,
         "temperature": arguments.temperature >= 0,

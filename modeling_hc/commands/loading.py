@@ -7,6 +7,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import CONFIG_NAME
 
 
+def check_has_config(name: str) -> None:
+    """Looks whether a folder is a checkpoint at all; a name on the Hub passes.
+
+    Raises:
+        ValueError: it has no config.json.
+    """
+    if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
+        hint = "; merge the adapter into its model first" if (Path(name) / "adapter_config.json").is_file() else ""
+        raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint{hint}.")
+
+
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model, in the dtype of its checkpoint, and its tokenizer.
 
@@ -18,8 +29,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     if name.count("/") > 1 and not Path(name).is_dir():
         raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
-    if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
-        raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint.")
+    check_has_config(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, report = AutoModelForCausalLM.from_pretrained(

@@ -41,6 +41,7 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from ..health import ConnectionHealth
@@ -61,6 +62,9 @@ from ..training.run_folder import (
     published_step,
 )
 from ..training.safe_trainer import UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError
+from .loading import check_has_config
+
+logger = logging.get_logger(__name__)
 
 STOPPED = os.EX_TEMPFAIL  # 75, "try again"
 
@@ -97,6 +101,7 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
         return load_recipe(args.config, **overrides)
     if args.tensor_parallel and compare_versions("transformers", "<", "5.23"):
         raise ValueError("tensor_parallel=true needs transformers 5.23: before, its Trainer cannot save such a model.")
+    check_has_config(args.model_name_or_path)
     try:
         values, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path)
     except (OSError, ValueError) as error:
@@ -172,6 +177,11 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
     stay the residual connections that they start as.
     """
     connections = {"attn_hc", "mlp_hc", "head_hc"} & {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if not connections and PartialState().is_main_process:
+        logger.warning(
+            f"The checkpoint is a residual {model.config.model_type}: lora_r={r} adapts it as it is. To train "
+            "hyper-connections, too, give it some first with `modeling-hc convert`."
+        )
     return get_peft_model(
         model,
         LoraConfig(

@@ -1,9 +1,10 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """The fields of `modeling-hc train`, and how they are read and checked."""
 
+import argparse
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -68,10 +69,50 @@ class SafeTrainingArguments(TrainingArguments):
     )
 
 
+# The fields of TrainingArguments that `--help` shows; `--help-all` shows the others, too.
+COMMON = {
+    *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *(
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "seed",
+        "bf16",
+        "use_cpu",
+    ),
+    *("torch_compile", "activation_checkpointing", "logging_steps", "report_to", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
+}
+
+
+class HelpAll(argparse.Action):
+    """Prints the help of every field."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> NoReturn:
+        print(HfArgumentParser.format_help(parser), end="")
+        parser.exit()
+
+
 class Parser(HfArgumentParser):
+    """Reads dataclasses, the last of them TrainingArguments or a subclass, from flags."""
+
+    def __init__(self, dataclass_types: tuple[type, ...], **options: Any) -> None:
+        super().__init__(dataclass_types, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.add_argument("--help-all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help="show every field")
+
+    def format_help(self) -> str:
+        """Leaves the rarer fields of TrainingArguments out: they are over a hundred."""
+        rare = {field.name for field in fields(TrainingArguments)} - COMMON
+        for action in self._actions:
+            if action.dest.removeprefix("no_") in rare:
+                action.help = argparse.SUPPRESS
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         """Without upstream's usage, which is hundreds of lines long."""
-        raise ValueError(f"{message.rstrip('.')}. `{self.prog} --help` lists every field.")
+        raise ValueError(f"{message.rstrip('.')}. `{self.prog} --help-all` lists every field.")
 
     def read(self, flags: list[str]) -> list[Any]:
         """Returns the dataclasses that flags fill; rejects unknown flags, and values that would fail in training."""
@@ -81,7 +122,7 @@ class Parser(HfArgumentParser):
         if unknown:
             name = unknown[0].lstrip("-").partition("=")[0]
             known = [action.dest for action in self._actions]
-            raise ValueError(f"There is no field {name!r}{suggestion(name, known)} --help lists every field.")
+            raise ValueError(f"There is no field {name!r}{suggestion(name, known)} --help-all lists every field.")
         _check_training(arguments[-1])
         return arguments
 
@@ -120,7 +161,13 @@ def _check_training(args: TrainingArguments) -> None:
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SafeTrainingArguments]:
     """Reads the fields from a YAML file or recipe, if the first argument names one, and from flags, which win."""
-    parser = Parser((ModelArguments, DataArguments, SafeTrainingArguments), allow_abbrev=False)
+    parser = Parser(
+        (ModelArguments, DataArguments, SafeTrainingArguments),
+        allow_abbrev=False,
+        usage="%(prog)s [RECIPE or YAML FILE] [--FIELD VALUE ...]",
+        description="Trains a language model: from a recipe, or on from a checkpoint.",
+        epilog="--help-all lists the other fields of transformers.TrainingArguments, too; YAML files take all.",
+    )
     flags = []
     if argv and not argv[0].startswith("-"):
         path, *argv = argv
