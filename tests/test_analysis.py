@@ -28,6 +28,7 @@ from modeling_hc.analysis import (
     parallel_blocks,
     plots,
     record,
+    second_singular_values,
     shares,
     static_coefficients,
     unfold,
@@ -217,6 +218,22 @@ def test_gains_are_row_and_column_sums_in_the_paper_s_orientation() -> None:
     shuffled = torch.eye(3)[[2, 0, 1]]
     doubly_stochastic = torch.cat([torch.ones(3, 1), (shuffled + torch.eye(3)) / 2], dim=1).expand(5, 7, 3, 4)
     assert np.allclose(gains(doubly_stochastic), 1)
+
+
+def test_the_second_singular_value_tells_how_much_composite_carries_forget() -> None:
+    mixing = torch.tensor([[0.8, 0.2], [0.2, 0.8]])  # singular values 1 and 0.6
+    alpha = torch.cat([torch.ones(3, 2, 1), torch.stack([mixing, torch.eye(2), mixing])], dim=-1)
+
+    values = second_singular_values(
+        torch.stack([alpha, torch.cat([torch.ones(3, 2, 1), torch.eye(2).expand(3, 2, 2)], -1)])
+    )
+
+    assert np.allclose(values, [(0.36 + 1) / 2, (0.6 + 1) / 2, (0.6 + 1) / 2])
+    model = exact(connection="mhc")
+    layers, recording = measure(model, windows()[:1]).layers, record(model, windows()[0])
+    last = torch.linalg.svdvals(recording.alpha[-1, ..., 1:])[..., 1].mean().item()
+    assert layers.composite_second[6] == pytest.approx(last)
+    assert layers.composite_second[1] < last < 1
 
 
 # ---- statistics over a text -----------------------------------------------------------------------------------------

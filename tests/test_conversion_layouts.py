@@ -182,7 +182,7 @@ def test_a_static_module_is_rejected_on_the_way_to_lucidrains():
 
 
 def upstream(family: str, kind: str) -> nn.Module:
-    """A module of transformers with a carry that is far from symmetric, and Sinkhorn iterations not converged."""
+    """A module of transformers with a carry that is far from symmetric and from convergence."""
     prefix = {"deepseek_v4": "DeepseekV4", "glm5_next": "Glm5NextText", "hy_v4": "HYV4"}[family]
     module = pytest.importorskip(
         f"transformers.models.{family}.modeling_{family}", reason="a newer transformers has it"

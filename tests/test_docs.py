@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -256,7 +256,8 @@ def test_commands_name_recipes_and_files_that_exist():
     folder = ROOT / "configuration"
     for page, name, arguments in commands():
         recipes = [value for flag, value in pairwise(arguments) if flag == "--config"]
-        recipes += [word for word in arguments if name == "info" and word[0] != "-"]
+        named = takewhile(lambda word: word != "--connection", arguments)
+        recipes += [word for word in named if name == "info" and word[0] != "-"]
         training = arguments[:1] if name == "train" and arguments[0][0] != "-" else []
         for recipe in recipes:
             assert any((folder / "models" / f"{recipe}{end}").is_file() for end in ("", ".json")), (page.name, recipe)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from modeling_hc.commands import info as info_command
 from modeling_hc.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,19 @@ def test_one_command_prints_tables_a_line_for_each_recipe() -> None:
     assert [line.split()[0] for line in printed.stdout.splitlines() if line.startswith("olmoe")] == 3 * [
         "olmoe-10m-30m"
     ]
+
+
+def test_every_variant_has_the_parameters_of_its_formula(capsys: pytest.CaptureFixture, monkeypatch: Any) -> None:
+    d = load_recipe(RECIPES / "olmoe-10m-30m-dhc4.json").hidden_size
+    rows = {"mhc": (24, 3), "identity": (8, 2), "mhc_lite": (32, 3), "kromhc": (12, 3)}
+    expected = {name: (4 * d + 1) * count + gates for name, (count, gates) in rows.items()}
+    expected |= {"static": 24, "dynamic": 24 + 6 * d + 2 + d}
+    command = ["info", "configuration/models/olmoe-10m-30m-dhc4.json", "--json", "--connection", *expected]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.chdir(RECIPES.parents[1])
+    info_command.main()
+    found = {each["recipe"].split()[1]: each for each in json.loads(capsys.readouterr().out)}
+    assert {name: each["parameters_in_one_connection"] for name, each in found.items()} == expected
 
 
 def test_a_recipe_that_cannot_be_read_is_an_error_in_one_paragraph(tmp_path: Path) -> None:

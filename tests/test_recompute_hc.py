@@ -138,7 +138,7 @@ def shard(net):
     return fully_shard(net)
 
 
-for connection in ("static", "dynamic"):
+for connection in ("static", "dynamic", "mhc"):
     for wrap in ("ddp", "fsdp2"):
         results = []
         for sites in (1, 4):

@@ -87,8 +87,8 @@ def put_into_hub_cache(folder: Path, home: Path, name: str) -> None:
         (snapshot / file.name).symlink_to(blob)
 
 
-def save_with_expected_outputs(family: type[FamilyContract], folder: Path) -> Outputs:
-    family().trained().save_pretrained(folder)
+def save_with_expected_outputs(family: type[FamilyContract], folder: Path, **fields: str) -> Outputs:
+    family().trained(**fields).save_pretrained(folder)
     expected = {}
     for auto_class in family().heads:
         torch.manual_seed(0)
@@ -100,6 +100,17 @@ def save_with_expected_outputs(family: type[FamilyContract], folder: Path) -> Ou
 def assert_equal(actual: Outputs, expected: Outputs) -> None:
     assert actual.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+def test_every_variant_and_the_gated_reduction_load_where_the_package_is_absent(tmp_path: Path) -> None:
+    variants = {"llama": "mhc", "mistral": "mhc_lite", "olmo": "identity", "olmoe": "kromhc"}
+    expected = {}
+    for family, connection in variants.items():
+        fields = {"connection": connection, "stream_reduction": "gated"}
+        expected |= save_with_expected_outputs(FAMILIES[family], tmp_path / family, **fields)
+
+    names = [str(tmp_path / family) for family in variants]
+    assert_equal(as_a_stranger(names, tmp_path / "out", tmp_path / "home"), expected)
 
 
 @pytest.mark.parametrize("source", ["a local folder", "the Hub's cache"])

@@ -13,7 +13,15 @@ from typing import Any
 
 _MODULES = {
     "ablation": ["ablate_and_rescue"],
-    "connections": ["cancellation", "gains", "parallel_blocks", "shares", "unfold", "weight_by_distance"],
+    "connections": [
+        "cancellation",
+        "gains",
+        "parallel_blocks",
+        "second_singular_values",
+        "shares",
+        "unfold",
+        "weight_by_distance",
+    ],
     "measurement": [
         "Measurement",
         "effective_rank",

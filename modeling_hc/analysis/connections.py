@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 GAIN_COLUMNS = ["forward", "backward", "composite_forward", "composite_backward"]
+MEMORY_COLUMN = "composite_second"
 
 
 def unfold(alpha: Tensor, beta: Tensor, closing: Tensor | str) -> tuple[Tensor, Tensor]:
@@ -108,6 +109,28 @@ def gain_values(alpha: Tensor) -> Tensor:
         composite = carry[:, k - 1] @ composite
         rows.append([*_amax(carry[:, k - 1]), *_amax(composite)])
     return torch.tensor(rows[::-1], dtype=torch.float64)
+
+
+def second_singular_values(alpha: Tensor) -> Tensor:
+    """Returns what composite carries leave of the differences between the streams: their second singular value.
+
+    A doubly stochastic carry keeps the mean of the streams (its first singular value is 1) and shrinks what sets them
+    apart. Where the second is near 0, the streams of a block are the same sum by the time they reach the output.
+
+    Args:
+        alpha: `[K, N, 1+N]`, or per token `[T, K, N, 1+N]`: then those of each token, averaged. N is at least 2.
+
+    Returns:
+        `[K]`, fp64: for each block k, of A_r^k ... A_r^K, all the way from block k to the output.
+    """
+    carry = alpha[..., 1:].double()
+    carry = carry.unsqueeze(0) if carry.dim() == 3 else carry
+    composite = torch.eye(carry.shape[-1], dtype=torch.float64).expand_as(carry[:, 0])
+    values = []
+    for k in range(carry.shape[1], 0, -1):
+        composite = carry[:, k - 1] @ composite
+        values.append(torch.linalg.svdvals(composite)[:, 1].mean())
+    return torch.stack(values[::-1])
 
 
 def _amax(matrix: Tensor) -> list[float]:

@@ -11,7 +11,15 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from ..functional_hc import widen
-from .connections import GAIN_COLUMNS, cancellation, gain_values, shares, unfold
+from .connections import (
+    GAIN_COLUMNS,
+    MEMORY_COLUMN,
+    cancellation,
+    gain_values,
+    second_singular_values,
+    shares,
+    unfold,
+)
 from .recording import Recording, block_kinds, block_names, connections, is_hyper_connected, record, require_streams
 
 
@@ -35,7 +43,8 @@ class Measurement:
             and for hyper-connected models
             `stream_cosine`: between two of the streams before this block;
             `effective_rank`: of the streams before this block: 1 where they are one direction, N at most;
-            `cancellation`, `forward`, `backward`, `composite_forward`, `composite_backward`: see `connections`;
+            `cancellation`, `forward`, `backward`, `composite_forward`, `composite_backward`, `composite_second`: see
+            `connections`, `gain_values` and `second_singular_values`;
             and for all but static ones
             `moved`: root mean square distance of the coefficients from their static part;
             `varied`: their standard deviation over the tokens, root mean square over the coefficients;
@@ -162,7 +171,8 @@ def _matrix_sums(recording: Recording) -> dict[str, Tensor]:
     outputs, final = widen(recording.outputs), widen(recording.final)
     part = matrix[..., -1, :-1].movedim(-1, 0) * (outputs * final).sum(-1) / final.square().sum(-1)
     tokens = alpha.shape[1]
-    return {
+    second = {"second": tokens * second_singular_values(alpha.movedim(1, 0))} if beta.shape[-1] > 1 else {}
+    return second | {
         "tokens": torch.tensor(tokens),
         "alpha": alpha.sum(1),
         "beta": beta.sum(1),
@@ -245,6 +255,8 @@ def _layers(means: dict[str, Tensor], histograms: dict[str, _Histogram], kinds: 
         put("cancellation", cancellation(means["stream_matrices"]), 0)
         for name, values in zip(GAIN_COLUMNS, means["gains"].T, strict=True):
             put(name, values, 1)
+    if "second" in means:
+        put(MEMORY_COLUMN, means["second"], 1)
     if "moved" in means:
         variance = means["coefficient_squares"] - means["coefficients"].square()
         put("moved", means["moved"].sqrt(), 1)

@@ -3,6 +3,7 @@
 
     modeling-hc info olmo-1b olmo-1b-dhc4
     modeling-hc info --json olmoe-1b-7b-dhc4
+    modeling-hc info olmoe-1b-7b-dhc4 --connection dynamic mhc identity
 
 Everything is counted by running the model without memory (on the meta device, or with fake tensors); nothing is
 estimated by a formula, and a model of any size takes seconds.
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.integrations import moe
 
+from ..hyper_connections import CONNECTIONS
 from ..loading_hc import is_connection
 from ..recipes import find_recipe, load_recipe
 
@@ -42,7 +44,9 @@ TABLE_8 = {
     "olmoe-1b-7b-dhc4": (2.3629, 0.0049),
 }
 
-PARAMETERS = "Parameters: all, those in hyper-connections, and how many more than the residual parent has"
+PARAMETERS = (
+    "Parameters: all, in hyper-connections, in one of these (a block's), and more than the residual parent has"
+)
 FLOPS = """Forward GFLOPs a token (a multiplication and an addition are two), Table 8 of the paper beside them
   products  matrix products without attention's, counted by torch's FlopCounterMode
   scores    attention's products of queries, keys and values, for all pairs of positions at the context length
@@ -65,6 +69,7 @@ class ModelInfo:
     recipe: str
     parameters: int
     parameters_in_hyper_connections: int
+    parameters_in_one_connection: int
     parameters_over_residual: int
     context_length: int
     flops_products: float
@@ -94,22 +99,33 @@ class SmallOperations(TorchDispatchMode):
         return result
 
 
-def model_info(path: Path) -> ModelInfo:
+def model_info(path: Path, connection: str | None = None) -> ModelInfo:
     """Counts the costs of a recipe.
 
+    Args:
+        path: of the recipe.
+        connection: in the place of its own.
+
     Raises:
-        ValueError: the recipe cannot be read.
+        ValueError: the recipe cannot be read, or cannot have this connection.
     """
     config = load_recipe(path)
+    if connection is not None:
+        if not hasattr(config, "connection"):
+            raise ValueError(f"{path.stem} is residual and has no connection to replace by {connection!r}.")
+        config.connection = connection
+        config.validate_values()
     parent = residual_parent(config)
     sizes = parameter_counts(config)
+    one = next((name.rpartition(".")[0] for name in sizes if is_connection(name)), None)
     products, scores, small = forward_flops(config)
     parent_products, _, parent_small = forward_flops(parent)
     copies, activations = saved_for_backward(config)
     return ModelInfo(
-        recipe=path.stem,
+        recipe=path.stem if connection is None else f"{path.stem} {connection}",
         parameters=sum(sizes.values()),
         parameters_in_hyper_connections=sum(size for name, size in sizes.items() if is_connection(name)),
+        parameters_in_one_connection=sum(size for name, size in sizes.items() if name.rpartition(".")[0] == one),
         parameters_over_residual=sum(sizes.values()) - sum(parameter_counts(parent).values()),
         context_length=config.max_position_embeddings,
         flops_products=products,
@@ -190,7 +206,7 @@ def saved_for_backward(config: PreTrainedConfig) -> tuple[int, int]:
 
 def report(infos: list[ModelInfo]) -> str:
     """Formats the costs of several recipes as three tables."""
-    parameters = [("recipe", "all", "in HC", "to residual", "")]
+    parameters = [("recipe", "all", "in HC", "in one", "to residual", "")]
     flops = [("recipe", "products", "scores", "context", "small", "HC adds", "", "Table 8", "HC adds")]
     memory = [("recipe", "weights", "gradients", "AdamW", "bf16 copies", "MiB a token")]
     for info in infos:
@@ -200,6 +216,7 @@ def report(infos: list[ModelInfo]) -> str:
                 info.recipe,
                 f"{info.parameters:,}",
                 f"{info.parameters_in_hyper_connections:,}",
+                f"{info.parameters_in_one_connection:,}",
                 f"{info.parameters_over_residual:+,}",
                 f"{info.parameters_over_residual / residual_parameters:+.5%}",
             )
@@ -246,10 +263,14 @@ def align(rows: list[tuple[str, ...]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="a recipe, by name or path")
+    parser.add_argument(
+        "--connection", nargs="+", default=[None], choices=list(CONNECTIONS), help="instead of its own"
+    )
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     arguments = parser.parse_args()
     try:
-        infos = [model_info(find_recipe("models", name)) for name in arguments.recipes]
+        recipes = [find_recipe("models", name) for name in arguments.recipes]
+        infos = [model_info(recipe, connection) for recipe in recipes for connection in arguments.connection]
     except ValueError as error:
         sys.exit(str(error))
     print(json.dumps([asdict(info) for info in infos], indent=2) if arguments.json else report(infos))
