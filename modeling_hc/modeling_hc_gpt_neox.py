@@ -29,7 +29,7 @@ class HCGPTNeoXLayer(HCDecoderLayerMixin, GPTNeoXLayer):
     """A GPT-NeoX layer whose attention and MLP are hyper-connected."""
 
     @property
-    def blocks(self) -> dict[str, str]:
+    def blocks(self) -> dict[str, str]:  # type: ignore[override]
         """One block where attention and MLP read the same, as in Pythia, and else one after the other."""
         return {"block_hc": "parallel_block"} if self.use_parallel_residual else HCDecoderLayerMixin.blocks
 

@@ -17,6 +17,8 @@ RECIPES = Path(__file__).parent / "configuration"
 if not RECIPES.is_dir():  # a checkout, where they are at the top
     RECIPES = Path(__file__).parents[1] / "configuration"
 
+_UNDECLARED = ("head_dim",)  # upstream's attentions read it, also where the configuration has no such field
+
 
 def find_recipe(kind: str, name: str | PathLike) -> Path:
     """Returns the file of a recipe.
@@ -88,7 +90,7 @@ def build_config(
         hint = suggestion(model_type, CONFIG_MAPPING)
         raise ValueError(f"model_type={model_type!r} in {source} is not known to transformers{hint}")
     config_class = CONFIG_MAPPING[model_type]
-    known = [field.name for field in fields(config_class)]
+    known = [*(field.name for field in fields(config_class)), *_UNDECLARED]
     for name in [*(values if known_keys_only else ()), *overrides]:
         if name not in known and name != "model_type":
             hint = suggestion(name, known)

@@ -68,7 +68,8 @@ def register_names_lazily(config_class: Any) -> None:
                 continue
             for key in [key for key in table if isinstance(key, tuple) and config_class.parent_model_type in key]:
                 if config_class.model_type not in key:
-                    table[(*key, config_class.model_type)] = table.pop(key)
+                    types = (*key, config_class.model_type)
+                    table[types] = table.pop(key)
             if (entry := table.get(config_class.parent_model_type)) is not None:
                 table[config_class.model_type] = _without_final_norm(entry) if module.__name__ == _LIGER else entry
 

@@ -143,11 +143,10 @@ def test_what_has_hyper_connections_already_is_refused(tmp_path: Path) -> None:
 
 def test_adapters_are_refused_until_they_are_added_last() -> None:
     model = residual()
-    with_adapters = copy.deepcopy(model)
-    with_adapters.add_adapter(LoraConfig(target_modules="all-linear"))
+    with_adapters = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM"))
 
     assert "has adapters of PEFT" in refused(with_adapters)
-    assert "has adapters of PEFT" in refused(get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM")))
+    assert "has adapters of PEFT" in refused(with_adapters.get_base_model())
     get_peft_model(hyper_connect(model), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))(**batch())
 
 

@@ -73,9 +73,24 @@ def test_the_exact_numbers_round_to_those_of_table_7(exact: int, printed: float)
     assert round(exact / 1e9, 8) == printed
 
 
-def test_the_recipe_of_the_family_that_nobody_asked_for_has_the_parameters_of_its_residual_parent_and_eq_25() -> None:
-    # Mistral 7B v0.1 has 7,241,732,096 parameters: https://huggingface.co/mistralai/Mistral-7B-v0.1 (safetensors).
-    assert parameters("mistral-7b-dhc4") == 7_241_732_096 + dhc(4, 64, 4096, norm=4096)
+@pytest.mark.parametrize(
+    ("recipe", "residual", "blocks", "hidden_size"),
+    [  # residual: what the page of the published checkpoint on the Hub states
+        ("mistral-7b", 7_241_732_096, 64, 4096),
+        ("mixtral-8x7b", 46_702_792_704, 64, 4096),
+        ("qwen2.5-0.5b", 494_032_768, 48, 896),
+        ("qwen3-0.6b", 596_049_920, 56, 1024),
+        ("qwen3-30b-a3b", 30_532_122_624, 96, 2048),
+        ("olmo2-1b", 1_484_916_736, 32, 2048),
+        ("gemma3-270m", 268_098_176, 36, 640),
+        ("smollm3-3b", 3_075_098_624, 72, 2048),
+        ("pythia-160m", 162_322_944, 12, 768),  # one block a layer
+    ],
+)
+def test_a_recipe_of_another_family_has_the_parameters_of_its_residual_parent_and_eq_25(
+    recipe: str, residual: int, blocks: int, hidden_size: int
+) -> None:
+    assert parameters(f"{recipe}-dhc4") == residual + dhc(4, blocks, hidden_size, norm=hidden_size)
 
 
 def test_the_variants_without_tanh_differ_in_nothing_else() -> None:
