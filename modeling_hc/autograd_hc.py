@@ -128,12 +128,12 @@ class _JointProjection(Function):
         ctx.save_for_backward(streams, weight, *output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         streams, weight, projected, rstd = ctx.saved_tensors
         with full_precision(streams):
             joint = widen(streams).flatten(-2)
             if torch.is_grad_enabled():  # of the backward pass itself
-                projected, rstd, _ = _project(joint, weight, ctx.eps, centered=False)
+                projected, rstd = _project(joint, weight, ctx.eps, centered=False)[:2]
             # d rstd / d u = -rstd^3 u / (N D)
             slope = (grad * projected).sum(-1, keepdim=True) * rstd.square() / -joint.shape[-1]
             grad = grad * rstd

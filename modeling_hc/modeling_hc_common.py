@@ -45,7 +45,7 @@ from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
 from .recompute_hc import StreamRecompute
 
-Unfinished = tuple[Tensor, Tensor, Tensor, Tensor]
+Unfinished = tuple[Tensor, ...]
 """Streams, and what is still to be written to them: a block's output, with the alpha and beta of its connection."""
 
 VARIANT_FIELDS = ("use_tanh", "sinkhorn_iterations", "hc_eps", "gate_init")
@@ -424,11 +424,11 @@ class HCModelMixin:
 
         Not where a hook, upstream's recorder of hidden states, a checkpoint or a user's module sees what they return.
         """
-        norm = getattr(self, self.final_norm)
+        norm: nn.Module = getattr(self, self.final_norm)
         layers = next(child for child in self.children() if isinstance(child, nn.ModuleList))
         return (
-            isinstance(norm, HCFinalNormMixin)
-            and not _is_observed(norm)
+            not _is_observed(norm)
+            and isinstance(norm, HCFinalNormMixin)
             and not kwargs.get("output_hidden_states", self.config.output_hidden_states)
             and not (self.gradient_checkpointing and self.training)
             and all(isinstance(layer, HCDecoderLayerMixin) and not _is_observed(layer) for layer in layers)

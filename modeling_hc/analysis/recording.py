@@ -82,7 +82,7 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
             blocks.append(_keep(block_input.unsqueeze(-2), block_input, alpha, ones))
         outputs.extend(_keep(output))
 
-    def keep_final(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep_final(module: Any, args: tuple[Tensor, ...]) -> None:
         if hyper_connected:
             final.extend(_keep(module.close(args[0]), module.closing_weights(args[0])))
         else:
