@@ -84,7 +84,7 @@ def test_a_field_that_loading_changes_is_checked_too(tmp_path: Path) -> None:
         AutoModelForCausalLM.from_config(HCLlamaConfig(**sizes("Llama") | {"num_attention_heads": 16}))
 
 
-def test_a_head_by_another_name_is_refused_and_does_not_start_anew_in_silence(tmp_path: Path) -> None:
+def test_a_head_by_another_name_is_rejected_and_does_not_start_anew_in_silence(tmp_path: Path) -> None:
     model = HCLlamaForCausalLM(HCLlamaConfig(**sizes("Llama")))
     tensors = {name.replace("lm_head", "embed_out"): tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path)

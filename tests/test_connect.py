@@ -112,45 +112,45 @@ def test_a_checkpoint_gets_the_head_of_the_auto_class(tmp_path: Path) -> None:
     assert model.num_labels == 3
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
+# ---- what is rejected -----------------------------------------------------------------------------------------------
 
 
-def refused(model: Any) -> str:
+def rejected(model: Any) -> str:
     with pytest.raises(ValueError) as caught:
         hyper_connect(model)
     return str(caught.value)
 
 
-def test_an_unknown_family_is_refused_with_the_known_ones_and_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_family_is_rejected_with_the_known_ones_and_the_nearest(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(
         GemmaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
     model.save_pretrained(tmp_path)
 
     for source in (model, tmp_path):
-        message = refused(source)
+        message = rejected(source)
         assert "model_type='gemma', and there is no such family; the nearest is 'gemma3_text'." in message
         assert all(family in message for family in FAMILIES)
 
 
-def test_what_has_hyper_connections_already_is_refused(tmp_path: Path) -> None:
+def test_what_has_hyper_connections_already_is_rejected(tmp_path: Path) -> None:
     model = hyper_connect(residual())
     model.save_pretrained(tmp_path)
 
     for source in (model, tmp_path):
-        assert "has hyper-connections already (model_type='hc_llama')" in refused(source)
+        assert "has hyper-connections already (model_type='hc_llama')" in rejected(source)
 
 
-def test_adapters_are_refused_until_they_are_added_last() -> None:
+def test_adapters_are_rejected_until_they_are_added_last() -> None:
     model = residual()
     with_adapters = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM"))
 
-    assert "has adapters of PEFT" in refused(with_adapters)
-    assert "has adapters of PEFT" in refused(with_adapters.get_base_model())
+    assert "has adapters of PEFT" in rejected(with_adapters)
+    assert "has adapters of PEFT" in rejected(with_adapters.get_base_model())
     get_peft_model(hyper_connect(model), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))(**batch())
 
 
-def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_model_is_rejected(tmp_path: Path) -> None:
     model = residual()
     model.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
@@ -158,11 +158,11 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(quantized)
     model.is_quantized = True
 
-    assert "is quantized" in refused(model)
-    assert "is quantized" in refused(tmp_path)
+    assert "is quantized" in rejected(model)
+    assert "is quantized" in rejected(tmp_path)
 
 
-def test_weights_that_are_elsewhere_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_elsewhere_are_rejected(tmp_path: Path) -> None:
     model = residual()
     model.save_pretrained(tmp_path)
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -171,23 +171,23 @@ def test_weights_that_are_elsewhere_are_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         on_meta = LlamaForCausalLM(model.config)
 
-    assert "several devices, or its weights are not in memory" in refused(offloaded)
-    assert "several devices, or its weights are not in memory" in refused(on_meta)
+    assert "several devices, or its weights are not in memory" in rejected(offloaded)
+    assert "several devices, or its weights are not in memory" in rejected(on_meta)
     for attribute in ("ds_id", "device_mesh"):  # of DeepSpeed's ZeRO-3; of DTensor, which FSDP2 and TP have
         sharded = residual()
         setattr(sharded.lm_head.weight, attribute, 0)
-        assert "is sharded" in refused(sharded)
+        assert "is sharded" in rejected(sharded)
 
 
-def test_what_is_not_upstreams_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+def test_what_is_not_upstreams_is_rejected_and_left_as_it_was(tmp_path: Path) -> None:
     class Mine(LlamaForCausalLM):
         pass
 
     model = Mine(FAMILIES["llama"].parent_config())
 
-    assert "Mine is not upstream's class" in refused(model)
+    assert "Mine is not upstream's class" in rejected(model)
     assert model.config.model_type == "llama"
-    assert "Linear is no model of transformers" in refused(nn.Linear(2, 2))
+    assert "Linear is no model of transformers" in rejected(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="no argument 'dtype' for a model in memory"):
         hyper_connect(residual(), dtype=torch.bfloat16)
     residual(FAMILIES["granite"]).save_pretrained(tmp_path)
