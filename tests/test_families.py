@@ -64,6 +64,7 @@ class TestHCQwen3Moe(FamilyPart):
         "norm_topk_prob": True,
         "mlp_only_layers": [1],
     }
+    lora_targets = ["q_proj", "v_proj"]  # as OLMoE's
 
 
 class TestHCMixtral(FamilyPart):
@@ -71,6 +72,9 @@ class TestHCMixtral(FamilyPart):
     parent_config_class = MixtralConfig
     sizes = SIZES | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}
     noise = {"attention_dropout": 0.1, "router_jitter_noise": 0.1}
+    lora_targets = ["q_proj", "v_proj"]  # as OLMoE's
+    # One gate's gradient, a sum over all tokens whose terms cancel, is more than 1e-4 off when compiled.
+    compiled_gradient_tolerance = 4e-4
 
 
 class TestHCOlmo3(FamilyPart):
