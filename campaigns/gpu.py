@@ -1,20 +1,20 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Measures on one GPU, in about fifteen minutes, what this package claims of GPUs. Run it from the repository's root:
 
-    python -m campaigns.gpu --make_tokens TEXTS          # beforehand, anywhere: the tokens that the last training reads
+    python -m campaigns.gpu --make_tokens TEXTS          # beforehand, anywhere: the tokens that `pair` trains on
     python -m campaigns.gpu --output runs/gpu            # on the GPU; the same command goes on with what is missing
     python -m campaigns.gpu --output runs/gpu --stages smoke micro       # some of it
     python -m campaigns.gpu --output runs/toy --toy      # all of it on a CPU, at toy sizes
 
-Each stage is a process of its own with a time limit, so a crash or a hang ends that stage only. A line is printed as a
-stage ends. Its numbers go to gpu.json in the output folder row by row, with the card and the versions; log.txt has what
-the stages print. A stage that was cut off keeps its rows, but for those of another card or other versions.
+Each stage is a process of its own with a time limit, so a crash or a hang ends that stage only. A line is printed as
+a stage ends. Its numbers go to gpu.json in the output folder row by row, with the card and the versions; log.txt has
+what the stages print. A stage that was cut off keeps its rows, but for those of another card or other versions.
 
     machine     the card, its driver and clocks
     smoke       the kernels at real sizes against fp64, twice for the same bits, into memory that holds NaN before;
                 where they are wrong, nothing else runs
     warm        compiles what micro and the models launch, on all cores
-    micro       microseconds of each kind of site, and its share of a copy's bandwidth; the boundary with other launches
+    micro       microseconds of each kind of site, and its share of a copy's bandwidth; and the boundary launched otherwise
     ncu         what the boundary's kernels wait for, where Nsight Compute is there; ncu.txt has all of it
     eager       training steps of OLMo-1B's shape (bf16, 4 x 2048 tokens) over the stock Llama's
     compiled    the same compiled
@@ -26,6 +26,7 @@ the stages print. A stage that was cut off keeps its rows, but for those of anot
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import re
@@ -106,8 +107,8 @@ def read(output: Path) -> dict[str, dict[str, Any]]:
 class Rows(dict):
     """The rows of a stage by name. Each is in the results file, which all stages share, once it is added."""
 
-    def __init__(self, output: Path, stage: str) -> None:
-        self.output, self.stage = output, stage
+    def __init__(self, output: Path, stage: str, deadline: float = math.inf) -> None:
+        self.output, self.stage, self.deadline = output, stage, deadline
         self.about = {"environment": environment()}
         before = read(output).get(stage, {})
         super().__init__(before["rows"] if before.get("environment") == self.about["environment"] else {})
@@ -353,7 +354,7 @@ def compare(
     measure: Callable[..., dict[str, Any]],
     rounds: int,
 ) -> None:
-    """Adds a row for each variant: the ratios to the stock Llama, which takes turns with it, of what `measure` returns.
+    """Adds a row for each variant: what `measure` returns over the stock Llama's, which takes turns with it.
 
     "reference-N" is "dynamic-N" without the kernels.
     """
@@ -444,7 +445,6 @@ def pair(rows: Rows, toy: bool) -> str:
     from modeling_hc.experiments.results import find_run
     from modeling_hc.experiments.setup import Tokens, load_experiment, load_tokens
 
-    deadline = time.monotonic() + STAGES["pair"][1] - 30
     experiment, work = load_experiment(PAIR), rows.output / "work" if toy else WORK
     if toy:
         model = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32}
@@ -459,7 +459,7 @@ def pair(rows: Rows, toy: bool) -> str:
     for name in experiment.variants:
         if "final" in rows.get(name, {}):
             continue
-        outcome = run_one(experiment, name, 0, tokens, work, rows.output, deadline)
+        outcome = run_one(experiment, name, 0, tokens, work, rows.output, rows.deadline - 30)
         if outcome != FINISHED:
             checkpoint = get_last_checkpoint(work / experiment.name / f"{name}-s0")
             state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
@@ -500,20 +500,22 @@ STAGES: dict[str, tuple[Callable[[Rows, bool], str], int]] = {  # in order of va
 }
 
 
-def run_here(stage: str, output: Path, toy: bool) -> None:
+def run_here(stage: str, output: Path, toy: bool, seconds: float) -> None:
     """Runs a stage in this process, which dies with the one that started it: that holds the other end of its stdin."""
     threading.Thread(target=lambda: (sys.stdin.read(), os.killpg(0, signal.SIGKILL)), daemon=True).start()
-    start, rows = time.monotonic(), Rows(output, stage)
+    start = time.monotonic()
+    rows = Rows(output, stage, start + seconds)
     summary = STAGES[stage][0](rows, toy)
     rows.write(summary=summary, seconds=round(time.monotonic() - start, 1))
 
 
-def run_stage(stage: str, output: Path, toy: bool) -> str:
+def run_stage(stage: str, output: Path, toy: bool, limit: float) -> str:
     """Runs a stage as a process of its own, and ends it with all that it started at its limit.
 
     Returns what went wrong, or nothing.
     """
     command = [sys.executable, "-m", "campaigns.gpu", "--output", str(output), "--stages", stage, "--here"]
+    command += ["--seconds", str(limit)]
     variables = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if toy else {}
     with open(output / LOG, "a") as log:
         process = subprocess.Popen(
@@ -525,7 +527,7 @@ def run_stage(stage: str, output: Path, toy: bool) -> str:
             start_new_session=True,
         )
         try:
-            process.wait(STAGES[stage][1])
+            process.wait(limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -537,14 +539,14 @@ def run_stage(stage: str, output: Path, toy: bool) -> str:
     return ""
 
 
-def run(stages: list[str], output: Path, toy: bool) -> None:
+def run(stages: list[str], output: Path, toy: bool, seconds: float = math.inf) -> None:
     """Runs the stages that are not finished, and prints a line for each."""
     output.mkdir(parents=True, exist_ok=True)
-    failed = []
+    failed, end = [], time.monotonic() + seconds
     for stage in [name for name in STAGES if name in stages]:
         start = time.monotonic()
         before = "summary" in read(output).get(stage, {})
-        problem = "" if before else run_stage(stage, output, toy)
+        problem = "" if before else run_stage(stage, output, toy, min(STAGES[stage][1], max(0, end - start)))
         took = "before" if before else f"{time.monotonic() - start:.0f} s"
         words = f"FAILED: {problem}" if problem else read(output)[stage]["summary"]
         print(f"{stage:9}{took:>7}  {words}", flush=True)
@@ -569,18 +571,19 @@ def main() -> None:
     what.add_argument("--make_tokens", type=Path, metavar="TEXTS", help="make the tokens of `pair`, and stop")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="some only")
     parser.add_argument("--toy", action="store_true", help="on a CPU, in Triton's interpreter, at toy sizes")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after so long, to go on later")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one stage, in this process
     args = parser.parse_args()
     if args.make_tokens:
         return make_tokens(args.make_tokens)
     if args.here:
-        return run_here(args.stages[0], args.output, args.toy)
+        return run_here(args.stages[0], args.output, args.toy, args.seconds)
     if not args.toy:
         if not torch.cuda.is_available():
             parser.error("there is no CUDA device here; --toy runs at toy sizes on a CPU")
         if "pair" in args.stages and not (WORK / "data-gpu-60m" / "data.json").exists():
             parser.error(f"pair needs the tokens in {WORK / 'data-gpu-60m'}: --make_tokens, or --stages without it")
-    run(args.stages, args.output, args.toy)
+    run(args.stages, args.output, args.toy, args.seconds)
 
 
 if __name__ == "__main__":
