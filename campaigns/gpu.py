@@ -14,7 +14,7 @@ what the stages print. A stage that was cut off keeps its rows, but for those of
     smoke       the kernels at real sizes against fp64, twice for the same bits, into memory that holds NaN before;
                 where they are wrong, nothing else runs
     warm        compiles what micro and the models launch, on all cores
-    micro       microseconds of each kind of site, and its share of a copy's bandwidth; and the boundary launched otherwise
+    micro       microseconds of each kind of site, and its share of a copy's bandwidth; the boundary in other launches
     ncu         what the boundary's kernels wait for, where Nsight Compute is there; ncu.txt has all of it
     eager       training steps of OLMo-1B's shape (bf16, 4 x 2048 tokens) over the stock Llama's
     compiled    the same compiled
