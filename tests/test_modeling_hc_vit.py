@@ -24,13 +24,13 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     PreTrainedModel,
-    ProcessorMixin,
     Trainer,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     pipeline,
 )
+from transformers.models.auto import image_processing_auto
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modeling_hc import (
@@ -473,6 +473,8 @@ def test_a_saved_vit_and_its_pipeline_load_where_the_package_is_absent(tmp_path:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_upstream_still_finds_the_custom_classes_of_other_processors() -> None:
-    with pytest.raises(ValueError, match="Could not find module NobodysTokenizer"):
-        ProcessorMixin.get_possibly_dynamic_module("NobodysTokenizer")
+def test_upstream_finds_our_image_processor_without_an_entry_that_it_would_ask_for_its_name() -> None:
+    mapping = image_processing_auto.IMAGE_PROCESSOR_MAPPING
+
+    assert HCViTConfig in mapping and mapping[HCViTConfig] == mapping[ViTConfig]
+    assert HCViTConfig not in mapping._extra_content  # `ProcessorMixin.get_possibly_dynamic_module`
