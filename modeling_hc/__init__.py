@@ -22,6 +22,7 @@ from .configuration_hc import (
     HCQwen3Config,
     HCQwen3MoeConfig,
     HCSmolLM3Config,
+    HCViTConfig,
 )
 from .connect import hyper_connect
 from .dispatch_hc import kernels
@@ -110,6 +111,11 @@ from .modeling_hc_smollm3 import (
     HCSmolLM3ForTokenClassification,
     HCSmolLM3Model,
 )
+from .modeling_hc_vit import (
+    HCViTForImageClassification,
+    HCViTForMaskedImageModeling,
+    HCViTModel,
+)
 from .optimization import parameter_groups
 
 __version__ = "0.1.0"
@@ -186,6 +192,10 @@ __all__ = [
     "HCSmolLM3ForSequenceClassification",
     "HCSmolLM3ForTokenClassification",
     "HCSmolLM3Model",
+    "HCViTConfig",
+    "HCViTForImageClassification",
+    "HCViTForMaskedImageModeling",
+    "HCViTModel",
     "HyperConnection",
     "StaticHyperConnection",
     "hyper_connect",
@@ -208,6 +218,7 @@ for _config in (
     HCGraniteConfig,
     HCSmolLM3Config,
     HCGPTNeoXConfig,
+    HCViTConfig,
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     _config.register_for_auto_class()

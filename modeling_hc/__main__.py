@@ -10,6 +10,7 @@ from typing import Any
 COMMANDS = {
     "train": "train a language model from a recipe, or on from a checkpoint",
     "finetune": "finetune a checkpoint to classify texts",
+    "train-images": "train a ViT to classify images, from a recipe or on from a checkpoint",
     "convert": "give a residual checkpoint hyper-connections with the same outputs, or convert back",
     "generate": "let one or several models complete prompts",
     "evaluate": "compare models on HellaSwag, ARC and other tasks with lm-evaluation-harness",
@@ -33,7 +34,7 @@ def main() -> Any:
     if name in COMMANDS:
         sys.argv = [f"modeling-hc {name}", *arguments[1:]]
         try:
-            module = import_module(f".commands.{name}", __package__)
+            module = import_module(f".commands.{name.replace('-', '_')}", __package__)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith(__package__):
                 raise

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from operator import ge
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
@@ -22,6 +23,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     SmolLM3Config,
+    ViTConfig,
 )
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -139,11 +141,7 @@ class HyperConnectionConfigMixin:
         Raises:
             ValueError: names the field.
         """
-
-        def require(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                raise ValueError(f"{name}={getattr(self, name)!r} of {type(self).__name__} must be {rule}.")
-
+        require = self._require
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             if isinstance(value, float):
@@ -165,20 +163,25 @@ class HyperConnectionConfigMixin:
             if hasattr(self, experts):
                 few = self.num_experts_per_tok <= getattr(self, experts)
                 require(few, "num_experts_per_tok", f"no more than {experts}")
-        pad = self.pad_token_id
-        require(pad is None or -self.vocab_size <= pad < self.vocab_size, "pad_token_id", "less than vocab_size")
+        if hasattr(self, "vocab_size"):
+            pad, size = self.pad_token_id, self.vocab_size
+            require(pad is None or -size <= pad < size, "pad_token_id", "less than vocab_size")
         act = "hidden_act" if hasattr(self, "hidden_act") else "hidden_activation"
         require(getattr(self, act) in ACT2FN, act, "an activation of transformers, such as 'silu'")
         require(self.initializer_range <= 1, "initializer_range", "from 0 to 1")
-        for name in (field.name for field in fields(self) if field.name.endswith("dropout")):
+        for name in (field.name for field in fields(self) if field.name.endswith(("dropout", "dropout_prob"))):
             dropout = getattr(self, name)
             require(dropout is not None and 0 <= dropout <= 1, name, "from 0 to 1")
         for name in ("rms_norm_eps", "layer_norm_eps"):
             require(getattr(self, name, 1) > 0, name, "more than 0, or a row of zeros becomes NaN")
         require(getattr(self, "logits_scaling", 1) > 0, "logits_scaling", "more than 0, for it divides the logits")
-        ropes = self.rope_parameters or {}
+        ropes = getattr(self, "rope_parameters", None) or {}
         for rope in [part for part in ropes.values() if isinstance(part, dict)] or [ropes]:  # maybe by kind of layer
             self._validate_rope_numbers(rope, require)
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(self, name)!r} of {type(self).__name__} must be {rule}.")
 
     def _validate_rope_numbers(self, rope: dict[str, Any], require: Callable[[bool, str, str], None]) -> None:
         known = rope.get("rope_type", "default") in ("default", *ROPE_INIT_FUNCTIONS)
@@ -375,6 +378,30 @@ class HCGPTNeoXConfig(HyperConnectionConfigMixin, GPTNeoXConfig):
     model_type = "hc_gpt_neox"
     parent_model_type = "gpt_neox"
     auto_classes = _auto_classes("modeling_hc_gpt_neox", "HCGPTNeoX", *_ALL_HEADS)
+
+
+@strict
+class HCViTConfig(HyperConnectionConfigMixin, ViTConfig):
+    """Configuration of ViT with hyper-connections: `ViTConfig` plus `HyperConnectionConfigMixin`."""
+
+    model_type = "hc_vit"
+    parent_model_type = "vit"
+    auto_classes = _auto_classes("modeling_hc_vit", "HCViT", "ForImageClassification", "ForMaskedImageModeling")
+
+    def validate_values(self) -> None:
+        """Also validates the fields of images."""
+        super().validate_values()
+        require = self._require
+        require(self.pooler_act in ACT2FN, "pooler_act", "an activation of transformers, such as 'tanh'")
+        sizes = {name: _pair(getattr(self, name)) for name in ("image_size", "patch_size")}
+        for name, pair in sizes.items():
+            require(len(pair) == 2 and min(pair) > 0, name, "a positive number, or two, of pixels")
+        fits = all(map(ge, sizes["image_size"], sizes["patch_size"]))
+        require(fits, "patch_size", f"no more than image_size={self.image_size}")
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
 
 
 for _config_class in HyperConnectionConfigMixin.__subclasses__():

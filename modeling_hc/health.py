@@ -96,7 +96,7 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
     return values
 
 
-def stream_magnitudes(model: PreTrainedModel, input_ids: Tensor) -> list[float]:
+def stream_magnitudes(model: PreTrainedModel, inputs: Tensor) -> list[float]:
     """Runs a model as `health` does. Returns the largest magnitude in the streams before each block, or no values."""
     model, hyper_connected = _base(model)
     found: list[float] = []
@@ -106,10 +106,10 @@ def stream_magnitudes(model: PreTrainedModel, input_ids: Tensor) -> list[float]:
 
     if hyper_connected:
         with hooked([(c, lambda module, args, output: keep(output[0])) for c in connections(model)]):
-            _run(model, input_ids)
+            _run(model, inputs)
     elif hyper_connected is not None:
         with watched_blocks(model, lambda block_input, output: keep(block_input)):
-            _run(model, input_ids)
+            _run(model, inputs)
     return found
 
 
@@ -123,12 +123,13 @@ def _base(model: PreTrainedModel) -> tuple[PreTrainedModel, bool | None]:
 
 
 @torch.no_grad()
-def _run(model: PreTrainedModel, input_ids: Tensor) -> None:
+def _run(model: PreTrainedModel, inputs: Tensor) -> None:
     training = model.training
+    options = {"use_cache": False} if model.main_input_name == "input_ids" else {}
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
-            model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
+            model(**{model.main_input_name: inputs.to(next(model.parameters()).device)}, **options)
     finally:
         model.train(training)
 

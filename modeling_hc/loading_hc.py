@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 # What the heads of transformers are called.
-_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
+_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "decoder")
+# Parts of a network that only some of its heads have.
+_OPTIONAL = {"pooler", "mask_token"}
 
 
 def is_connection(name: str) -> bool:
@@ -112,6 +114,9 @@ def check_fit(model: PreTrainedModel, info: dict[str, Any], where: str, ignore_m
         raise ValueError(f"{where} it lacks {min(lost)}, which it has for other layers. Download or save it again.")
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     network = {key for key in keys if key.startswith(prefix) and not is_connection(key)}
+    optional = {key for key in network if not _OPTIONAL.isdisjoint(key.split("."))}
+    if optional <= missing - mismatched:
+        network -= optional
     absent = network & missing - mismatched
     if absent and absent != network:  # all of it, where another name of the network asks for that, as upstream's do
         raise ValueError(f"{where} it lacks {min(absent)}. Download or save it again.")
@@ -126,7 +131,7 @@ def _check_nothing_is_left(model: PreTrainedModel, lost: list[str], unexpected: 
     """
     left = [key for key in unexpected if not is_connection(key)]
     if model.get_output_embeddings() is None:
-        left = [key for key in left if key.partition(".")[0] not in _HEADS]
+        left = [key for key in left if key.partition(".")[0] not in _HEADS and _OPTIONAL.isdisjoint(key.split("."))]
     if left:
         raise ValueError(
             f"{where} it lacks {min(lost)} and has {min(left)}, for which there is no place. Load it with the class "

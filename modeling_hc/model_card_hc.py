@@ -25,6 +25,8 @@ _AUTO_CLASSES = {
     "SequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
     "TokenClassification": ("AutoModelForTokenClassification", "token-classification"),
     "QuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "ImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "MaskedImageModeling": ("AutoModelForMaskedImageModeling", None),
 }
 
 _CITATION = """@inproceedings{zhu2025hyperconnections,
@@ -83,7 +85,9 @@ def write_model_card(folder: str | PathLike, model: PreTrainedModel) -> None:
     )
     sections = [
         _introduction(model),
-        "## Use\n\n" + _code(_usage(auto_class), "python") + "\n\nWith the `modeling_hc` package installed, "
+        "## Use\n\n"
+        + _code(_usage(auto_class, model.main_input_name), "python")
+        + "\n\nWith the `modeling_hc` package installed, "
         "`import modeling_hc` takes the place of `trust_remote_code=True`.",
         _marks("training"),
         _marks("evaluation"),
@@ -157,7 +161,9 @@ def _introduction(model: PreTrainedModel) -> str:
         ("Variant", f"{variant} ({config.connection}, {config.num_streams} residual streams)"),
         ("Streams reduced by", config.stream_reduction),
         ("Layers, hidden size", f"{config.num_hidden_layers}, {config.hidden_size}"),
-        ("Vocabulary", f"{config.vocab_size:,}"),
+        ("Vocabulary", f"{config.vocab_size:,}")
+        if hasattr(config, "vocab_size")
+        else ("Image size, patch size", f"{config.image_size}, {config.patch_size}"),
         ("Parameters", f"{model.num_parameters():,}, of which {in_connections:,} in hyper-connections"),
     ]
     return (
@@ -168,16 +174,24 @@ def _introduction(model: PreTrainedModel) -> str:
     )
 
 
-def _usage(auto_class: str) -> str:
+def _usage(auto_class: str, main_input: str) -> str:
+    processor, variable = (
+        ("AutoTokenizer", "tokenizer") if main_input == "input_ids" else ("AutoImageProcessor", "processor")
+    )
     tail = f"""
 name = "..."  # this folder, or its repository on the Hub
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+{variable} = {processor}.from_pretrained(name, trust_remote_code=True)
 model = {auto_class}.from_pretrained(name, trust_remote_code=True)"""
     if auto_class == "AutoModelForCausalLM":
         tail += """
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
-    return f"from transformers import {auto_class}, AutoTokenizer\n{tail}"
+    if auto_class == "AutoModelForImageClassification":
+        tail += """
+inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])"""
+    imports = f"from transformers import {', '.join(sorted((auto_class, processor)))}\n"
+    return ("from PIL import Image\n" if "Image.open" in tail else "") + imports + tail
 
 
 def _load(folder: str | PathLike) -> ModelCard | None:

@@ -399,6 +399,7 @@ class HCModelMixin:
     """The name of the last norm, which closes the streams."""
     recomputed_sites = 1
     """See `recompute_streams`."""
+    gradient_checkpointing = False  # upstream's constructors of text models set it, too
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -409,8 +410,8 @@ class HCModelMixin:
         """Upstream's, with which upstream's constructors end."""
         config, norm = self.config, getattr(self, self.final_norm)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        rotated = head_dim * (config.rope_parameters or {}).get("partial_rotary_factor", 1)
-        if int(rotated) % 2:
+        rotated = head_dim * (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1)
+        if hasattr(config, "rope_parameters") and int(rotated) % 2:
             part = "" if rotated == head_dim else f", or {int(rotated)}, the part of it that is rotated,"
             raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads){part} must be even, for RoPE.")
         norm.config = config

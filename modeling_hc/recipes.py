@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 RECIPES = Path(__file__).parent / "configuration"
-"""The folder of all recipes: models/*.json, training/*.yaml, experiments/*.yaml, accelerate/*.yaml."""
+"""The folder of all recipes: models/*.json, training/*.yaml, images/*.yaml, experiments/*.yaml, accelerate/*.yaml."""
 if not RECIPES.is_dir():  # a checkout, where they are at the top
     RECIPES = Path(__file__).parents[1] / "configuration"
 
@@ -24,7 +24,7 @@ def find_recipe(kind: str, name: str | PathLike) -> Path:
     """Returns the file of a recipe.
 
     Args:
-        kind: "models", "training", "experiments" or "accelerate".
+        kind: "models", "training", "images", "experiments" or "accelerate".
         name: of a recipe of this package, such as `hc-llama-60m-dhc4`, or the path of a file.
 
     Raises:

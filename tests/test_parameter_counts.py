@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from modeling_hc.recipes import load_recipe
 
@@ -91,6 +91,29 @@ def test_a_recipe_of_another_family_has_the_parameters_of_its_residual_parent_an
     recipe: str, residual: int, blocks: int, hidden_size: int
 ) -> None:
     assert parameters(f"{recipe}-dhc4") == residual + dhc(4, blocks, hidden_size, norm=hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "exact", "hidden_size", "layers"),
+    [("vit-base", 86_567_656, 768, 12), ("vit-large", 304_326_632, 1024, 24)],
+)
+def test_the_vits_of_the_paper_have_the_parameters_of_the_published_ones_and_eq_21_and_25(
+    recipe: str, exact: int, hidden_size: int, layers: int
+) -> None:
+    # ViT-B/16 and ViT-L/16 for the 1000 classes of ImageNet: google/vit-base-patch16-224 and vit-large-patch16-224.
+    added = {
+        "": 0,
+        "-shc2": shc(2, 2 * layers),
+        "-dhc2": dhc(2, 2 * layers, hidden_size, norm=hidden_size),
+        "-dhc4": dhc(4, 2 * layers, hidden_size, norm=hidden_size),
+    }
+    numbers = {"vit-base": [192, 92_400, 129_648], "vit-large": [384, 246_240, 345_312]}
+    assert list(added.values())[1:] == numbers[recipe]
+    for variant, more in added.items():
+        config = load_recipe(RECIPES / f"{recipe}{variant}.json", id2label=dict(enumerate(map(str, range(1000)))))
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(config)
+        assert model.num_parameters() == exact + more
 
 
 def test_the_variants_without_tanh_differ_in_nothing_else() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
-from transformers import AutoModelForCausalLM
 
 from modeling_hc.configuration_hc import HyperConnectionConfigMixin
 from modeling_hc.recipes import load_recipe
@@ -30,8 +30,9 @@ TWINS = [path for path in MODELS if _residual_twin(path) != path and _residual_t
 
 
 def _parameters(path: Path) -> int:
+    auto_class = "AutoModelForImageClassification" if path.stem.startswith("vit") else "AutoModelForCausalLM"
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_recipe(path)).num_parameters()
+        return getattr(transformers, auto_class).from_config(load_recipe(path)).num_parameters()
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

@@ -110,6 +110,8 @@ def model_info(path: Path, connection: str | None = None) -> ModelInfo:
         ValueError: the recipe cannot be read, or cannot have this connection.
     """
     config = load_recipe(path)
+    if not hasattr(config, "vocab_size"):
+        raise ValueError(f"{path.stem} has model_type={config.model_type!r}, and only language models are counted.")
     if connection is not None:
         if not hasattr(config, "connection"):
             raise ValueError(f"{path.stem} is residual and has no connection to replace by {connection!r}.")

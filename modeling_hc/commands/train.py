@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     EvalPrediction,
@@ -201,6 +203,11 @@ def prepare(
     check_folder(model_args, data_args, args)
     set_seed(args.seed)
     config = model_config(model_args)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{model_args.config or model_args.model_name_or_path} is of model_type={config.model_type}, which is no "
+            "causal language model. `modeling-hc train-images` trains a ViT."
+        )
     with args.main_process_first(desc="reading the data"):
         train, held_out = load_documents(data_args)
     tokenizer = make_tokenizer(data_args.tokenizer or model_args.model_name_or_path, data_args, config, train)
@@ -245,10 +252,19 @@ def prepare(
     return trainer, data
 
 
-def run() -> int:
-    """Trains, evaluates, and leaves everything in the run folder. Returns the exit status."""
+def run(read: Callable = parse, prepare: Callable = prepare, finish: Callable = finish) -> int:
+    """Trains, evaluates, and leaves everything in the run folder.
+
+    Args:
+        read: turns the command line into the arguments of the model, of the data and of training.
+        prepare: turns these into a trainer and a description of the data.
+        finish: writes what is known after training, see `run_folder.finish`.
+
+    Returns:
+        The exit status.
+    """
     try:
-        model_args, data_args, args = parse(sys.argv[1:])
+        model_args, data_args, args = read(sys.argv[1:])
         trainer, data = prepare(model_args, data_args, args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{program()}: {error}")
@@ -262,7 +278,7 @@ def run() -> int:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             run["commands"] = [*earlier_commands(folder), run["command"]]
         trainer.add_callback(RecordRun(folder, run))
-        train(trainer, run, data_args.block_size)
+        train(trainer, lambda: finish(folder, run, trainer))
     except ResumeError as error:
         sys.exit(f"{program()}: {error}")
     except (KeyboardInterrupt, NonFiniteError, SaveError, OSError) as error:
@@ -283,7 +299,7 @@ def how_to_go_on(folder: Path) -> str:
     return f"Add --resume_from_checkpoint true to the command to go on {where}."
 
 
-def train(trainer: SafeTrainer, run: dict[str, Any], block_size: int) -> None:
+def train(trainer: SafeTrainer, finish: Callable[[], None]) -> None:
     """Trains, and unless that was stopped, saves, and evaluates the weights that were saved.
 
     In this order: an evaluation may fail, and with bf16_full_eval it rounds the weights.
@@ -293,14 +309,14 @@ def train(trainer: SafeTrainer, run: dict[str, Any], block_size: int) -> None:
         return
     trainer.publish()
     if trainer.is_world_process_zero():
-        finish(Path(trainer.args.output_dir), run, trainer, block_size)
+        finish()
     if trainer.eval_dataset is not None and not evaluation_at(trainer, published_step(trainer)):
         trainer.evaluate()
         if trainer.is_world_process_zero():
-            finish(Path(trainer.args.output_dir), run, trainer, block_size)
+            finish()
 
 
-def main() -> int:
+def main(run: Callable[[], int] = run) -> int:
     """Runs the command line in a process of its own. Returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # treats a scheduler's SIGTERM like Ctrl-C
     status = run()

@@ -159,20 +159,32 @@ def _check_training(args: TrainingArguments) -> None:
         ) from error
 
 
-def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SafeTrainingArguments]:
-    """Reads the fields from a YAML file or recipe, if the first argument names one, and from flags, which win."""
+def parse(
+    argv: list[str],
+    dataclass_types: tuple[type, ...] = (ModelArguments, DataArguments, SafeTrainingArguments),
+    recipes: str = "training",
+    description: str = "Trains a language model: from a recipe, or on from a checkpoint.",
+) -> tuple[Any, ...]:
+    """Reads the fields from a YAML file or recipe, if the first argument names one, and from flags, which win.
+
+    Args:
+        argv: the arguments of the command line.
+        dataclass_types: what to fill, `SafeTrainingArguments` last.
+        recipes: the kind of the recipes, see `find_recipe`.
+        description: what the command does.
+    """
     parser = Parser(
-        (ModelArguments, DataArguments, SafeTrainingArguments),
+        dataclass_types,
         allow_abbrev=False,
         usage="%(prog)s [RECIPE or YAML FILE] [--FIELD VALUE ...]",
-        description="Trains a language model: from a recipe, or on from a checkpoint.",
+        description=description,
         epilog="--help-all lists the other fields of transformers.TrainingArguments, too; YAML files take all.",
     )
     flags = []
     if argv and not argv[0].startswith("-"):
         path, *argv = argv
         try:
-            values = read_yaml(find_recipe("training", path).read_text(encoding="utf-8")) or {}
+            values = read_yaml(find_recipe(recipes, path).read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(f"Cannot read {path}: {reason}. The first argument is a YAML file of fields.") from error

@@ -13,19 +13,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..data import DataArguments
 from ..model_card_hc import add_training
 from ..records import command_line, versions, write_json
-from .arguments import ModelArguments
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def check_folder(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
+def check_folder(model_args: Any, data_args: Any, args: TrainingArguments) -> None:
     """Rejects a folder that is in use, unless it holds the run to resume; finds the checkpoint to resume from.
 
-    A run that ended before its first checkpoint is resumed from its beginning.
+    A run that ended before its first checkpoint is resumed from its beginning. The arguments are dataclasses.
 
     Raises:
         ValueError: the folder is in use, read-only, has nothing to resume, or holds a run of another model or on other
@@ -114,7 +112,7 @@ class RecordRun(TrainerCallback):
             self.written = True
 
 
-def describe_run(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:
+def describe_run(model_args: Any, data_args: Any, args: TrainingArguments) -> dict[str, Any]:
     """Returns the command, versions and configuration of this run."""
     packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "evaluate")
     return {
@@ -162,10 +160,10 @@ def evaluation_at(trainer: Trainer, step: int) -> dict[str, float]:
     return found
 
 
-def finish(folder: Path, run: dict[str, Any], trainer: Trainer, block_size: int) -> None:
+def finish(folder: Path, run: dict[str, Any], trainer: Trainer) -> None:
     """Writes what is known after training: run.json, log_history.json, loss.png and the card's training section."""
     history, args = trainer.state.log_history, trainer.args
-    tokens_per_step = trainer.get_total_train_batch_size(args) * block_size
+    tokens_per_step = trainer.get_total_train_batch_size(args) * run["configuration"]["block_size"]
     step, steps = published_step(trainer), trainer.state.global_step
     results = evaluation_at(trainer, step)
     run |= {"steps": steps, "tokens_seen": steps * tokens_per_step, "published_step": step, "results": results}

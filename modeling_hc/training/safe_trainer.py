@@ -17,7 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.conversion_mapping import extract_weight_conversions_for_model
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
@@ -187,6 +188,24 @@ class SafeTrainer(Trainer):
             if not engine and not any(Path(resume_from_checkpoint).glob("*.safetensors")):
                 raise ValueError("It has no safetensors file, and weights are not read from pickles.")
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+            if not engine:
+                self._load_renamed(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            self._load_renamed(str(self.state.best_model_checkpoint))
+
+    def _load_renamed(self, checkpoint: str) -> None:
+        """Loads the weights of a model whose checkpoints have other names than its parameters, as of ViT and experts.
+
+        Upstream leaves these weights as they are, in silence.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+        if isinstance(model, PreTrainedModel) and any(map(extract_weight_conversions_for_model, parts)):
+            loaded = type(model).from_pretrained(checkpoint, config=model.config, dtype=model.dtype)
+            model.load_state_dict(loaded.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._reading(checkpoint):
@@ -274,7 +293,7 @@ class SafeTrainer(Trainer):
             (name, gradient), last = bad[0], bad[-1][0]
             numbers = gradient.numel() - gradient.isfinite().sum().item()
             found += f", the first of {name} (in {numbers} of {gradient.numel()} numbers), the last of {last}"
-        streams = stream_magnitudes(self.model, inputs["input_ids"])
+        streams = stream_magnitudes(self.model, inputs[self.model.main_input_name])
         if not streams:
             return f"{found}."
         streams = self.accelerator.reduce(torch.tensor(streams, device=self.args.device), "max").tolist()
