@@ -102,7 +102,7 @@ class HCDecoderLayerMixin:
         return variant(self.config.num_streams, self.config.hidden_size, block_index, **options)
 
     def forward(
-        self, hidden_states: Tensor | Unfinished, leave_unfinished: bool = False, **kwargs: Any
+        self, hidden_states: Tensor | Unfinished, *, leave_unfinished: bool = False, **kwargs: Any
     ) -> Tensor | Unfinished:
         """Runs the blocks, each in its hyper-connection.
 
