@@ -62,7 +62,7 @@ def commands() -> list[tuple[Path, str, list[str]]]:
                 found.append((page, name, arguments))
             for i, word in enumerate(words):
                 if word.startswith("modeling_hc.commands."):
-                    found.append((page, word.rpartition(".")[2], words[i + 1 :]))
+                    found.append((page, word.rpartition(".")[2].replace("_", "-"), words[i + 1 :]))
     return found
 
 
@@ -194,7 +194,7 @@ def test_the_commands_of_the_documentation_run_at_toy_size(name, arguments, chec
     try:
         for each in words:
             monkeypatch.setattr(sys, "argv", [f"modeling-hc {name}", *each])
-            assert not importlib.import_module(f"modeling_hc.commands.{name}").main()
+            assert not importlib.import_module(f"modeling_hc.commands.{name.replace('-', '_')}").main()
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGHUP, before[1])
@@ -277,12 +277,13 @@ def test_commands_have_the_options_that_the_documentation_gives_them(name, monke
         for word in arguments
         if command == name and word.startswith("--")
     }
-    assert name in UPSTREAM or find_spec(f"modeling_hc.commands.{name}") is not None
+    module = name.replace("-", "_")
+    assert name in UPSTREAM or find_spec(f"modeling_hc.commands.{module}") is not None
     if not used:
         return
-    help_flag = "--help-all" if name in ("train", "finetune") else "--help"
+    help_flag = "--help-all" if name in ("train", "train-images", "finetune") else "--help"
     monkeypatch.setattr(sys, "argv", [f"modeling-hc {name}", help_flag])
     with pytest.raises(SystemExit):
-        importlib.import_module(f"modeling_hc.commands.{name}").main()
+        importlib.import_module(f"modeling_hc.commands.{module}").main()
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert [use for use in sorted(used) if use[1] not in known] == []

@@ -40,6 +40,9 @@ from modeling_hc import (
     HCViTModel,
     hyper_connect,
 )
+from modeling_hc.commands.info import model_info
+from modeling_hc.conversion import to_hyper_connected
+from modeling_hc.recipes import find_recipe
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -478,3 +481,12 @@ def test_upstream_finds_our_image_processor_without_an_entry_that_it_would_ask_f
 
     assert HCViTConfig in mapping and mapping[HCViTConfig] == mapping[ViTConfig]
     assert HCViTConfig not in mapping._extra_content  # `ProcessorMixin.get_possibly_dynamic_module`
+
+
+def test_commands_for_language_models_reject_a_vit_by_its_model_type(tmp_path: Path) -> None:
+    residual().save_pretrained(tmp_path / "vit")
+
+    with pytest.raises(ValueError, match="model_type='vit'"):
+        to_hyper_connected(tmp_path / "vit", tmp_path / "hc")
+    with pytest.raises(ValueError, match="model_type='hc_vit', and only language models"):
+        model_info(find_recipe("models", "vit-base-shc2"))
