@@ -14,8 +14,9 @@ import pytest
 import test_modeling_hc_llama
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from modeling_hc import HCOlmoeConfig, HCOlmoeForCausalLM
 from modeling_hc.training.safe_trainer import (
     SKIPS_IN_A_ROW,
     UNFINISHED,
@@ -203,6 +204,27 @@ def test_a_run_resumed_after_its_last_step_takes_no_other_and_ends_its_rotation(
     assert again.state.global_step == 5
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
     assert all(map(torch.equal, again.model.parameters(), trainer.model.parameters()))
+
+
+def test_a_resumed_model_with_experts_has_the_weights_of_its_checkpoint(tmp_path: Path) -> None:
+    """Checkpoints have each expert by itself, the model has all in one tensor; upstream's resume loads neither."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = HCOlmoeConfig(
+        **sizes, vocab_size=20, num_experts=4, num_experts_per_tok=2, pad_token_id=0, eos_token_id=1
+    )
+    samples = [{"input_ids": ids, "labels": ids} for ids in torch.arange(240).view(16, 15) % 20]
+    fields = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 4, "learning_rate": 0.01}
+
+    def trained(resume: bool) -> dict[str, Tensor]:
+        set_seed(0)
+        args = TrainingArguments(tmp_path, **fields, max_steps=4, save_steps=2, disable_tqdm=True)
+        trainer = SafeTrainer(HCOlmoeForCausalLM(config), args, train_dataset=samples)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resume else None)
+        return trainer.model.state_dict()
+
+    whole, resumed = trained(resume=False), trained(resume=True)
+
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 
 
 def test_a_run_that_sigterm_stops_at_an_evaluation_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
