@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
+from accelerate.utils import compare_versions
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -36,11 +37,16 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from transformers.utils import is_torchvision_available
 
 from modeling_hc import HyperConnection
 from modeling_hc.modeling_hc_common import HCDecoderLayerMixin
 
 VOCABULARY = 99
+needs_auto_image_processor = pytest.mark.skipif(
+    compare_versions("transformers", "<", "5.23") and not is_torchvision_available(),
+    reason="AutoImageProcessor of transformers before 5.23 needs torchvision, for the stock ViT as well",
+)
 HC_SHAPES = {  # the names are frozen: shared checkpoints hold them
     "alpha_bias": lambda n, d: (n, 1 + n),
     "beta_bias": lambda n, d: (n,),

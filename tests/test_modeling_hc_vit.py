@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract import HC_SHAPES, assert_same_gradients, checkpoint_activations, close, edit_checkpoint, scramble
+from contract import (
+    HC_SHAPES,
+    assert_same_gradients,
+    checkpoint_activations,
+    close,
+    edit_checkpoint,
+    needs_auto_image_processor,
+    scramble,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -369,6 +377,7 @@ def test_an_odd_head_dim_is_no_error_for_there_is_no_rope() -> None:
 # ---- processors, pipelines, adapters, the Trainer ---------------------------------------------------------------
 
 
+@needs_auto_image_processor
 def test_the_image_processor_of_the_parent_is_that_of_ours_also_where_no_file_names_it(tmp_path: Path) -> None:
     trained().save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 12, "width": 12}).save_pretrained(tmp_path)
@@ -448,6 +457,7 @@ torch.save(outputs, "outputs.pt")
 """
 
 
+@needs_auto_image_processor
 def test_a_saved_vit_and_its_pipeline_load_where_the_package_is_absent(tmp_path: Path) -> None:
     trained().save_pretrained(tmp_path / "saved")
     ViTImageProcessorPil(size={"height": 12, "width": 12}).save_pretrained(tmp_path / "saved")

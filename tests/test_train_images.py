@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from contract import needs_auto_image_processor
 from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
@@ -104,6 +105,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
         run(monkeypatch, *on(images, tmp_path / "again", *flags, "--mixup=0.1", "--resume_from_checkpoint=true"))
 
 
+@needs_auto_image_processor
 def test_a_residual_checkpoint_is_given_hyper_connections_and_another_head(
     images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
