@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .configuration_hc import HyperConnectionConfigMixin
-from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin
+from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin, drop_absent_names
 
 _CONNECTIONS = HCPreTrainedModelMixin._keep_in_fp32_modules_strict
 # The arguments of from_pretrained that say where a configuration is.
@@ -117,7 +117,10 @@ def _connect(model: PreTrainedModel, **hc_fields: Any) -> PreTrainedModel:
         for connection in layer.blocks:
             getattr(layer, connection).train(layer.training)
     norm.__class__ = ours[type(norm)]
-    norm.config = config
+    with next(decoder.layers[-1].parameters()).device:
+        norm.connect(config, **decoder.layers[0].hyper_connection_norm())
+    for module in models:
+        drop_absent_names(module)
     return model
 
 

@@ -143,6 +143,12 @@ class HCFinalNormMixin:
             hidden_states = self.close(hidden_states)
         return super().forward(hidden_states)
 
+    def connect(self, config: PreTrainedConfig, eps: float, **kwargs: Any) -> None:
+        """Adds the gated reduction, where there is one, to a norm that upstream's constructor has built."""
+        self.config = config
+        if config.stream_reduction == "gated":
+            self.head_hc = GatedReduction(config.num_streams, config.hidden_size, eps, config.hc_eps, config.gate_init)
+
     def close(self, streams: Tensor) -> Tensor:
         """Reduces streams `[B, S, N, D]` to a hidden state `[B, S, D]`."""
         if self.config.stream_reduction == "gated":
@@ -224,6 +230,7 @@ class HCPreTrainedModelMixin:
         init = FunctionType(upstream.__code__, names, upstream.__name__, upstream.__defaults__, upstream.__closure__)
         init.__kwdefaults__ = upstream.__kwdefaults__
         init(self, config, *args, **kwargs)
+        drop_absent_names(self)
 
     @classmethod
     def _upstream(cls) -> type[PreTrainedModel]:
@@ -414,10 +421,7 @@ class HCModelMixin:
         if hasattr(config, "rope_parameters") and int(rotated) % 2:
             part = "" if rotated == head_dim else f", or {int(rotated)}, the part of it that is rotated,"
             raise ValueError(f"head_dim={head_dim} (hidden_size / num_attention_heads){part} must be even, for RoPE.")
-        norm.config = config
-        if config.stream_reduction == "gated":
-            eps = self.layers[0].hyper_connection_norm()["eps"]
-            norm.head_hc = GatedReduction(config.num_streams, config.hidden_size, eps, config.hc_eps, config.gate_init)
+        norm.connect(config, **self.layers[0].hyper_connection_norm())
         super().post_init()
 
     def leaves_unfinished(self, **kwargs: Any) -> bool:
@@ -446,6 +450,13 @@ class HCMoeForCausalLMMixin:
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Upstream's, without the load-balancing loss: with a cache, its mask is longer than its router logits."""
         return super().prepare_inputs_for_generation(*args, **kwargs) | {"output_router_logits": False}
+
+
+def drop_absent_names(model: PreTrainedModel) -> None:
+    """Leaves those names of connections to be kept in fp32 that the model has, as upstream's own tests ask."""
+    present = {part for name, _ in model.named_modules() for part in name.split(".")}
+    absent = set(HCPreTrainedModelMixin._keep_in_fp32_modules_strict) - present
+    model._keep_in_fp32_modules_strict = set(model._keep_in_fp32_modules_strict or ()) - absent
 
 
 def hyper_connected(forward: Callable) -> Callable:

@@ -79,6 +79,15 @@ def test_a_model_in_memory_becomes_what_its_checkpoint_becomes_by_name(family: s
         assert m.config.stream_reduction == "mean"
 
 
+def test_a_model_in_memory_gets_the_gated_reduction() -> None:
+    model = residual(FAMILIES["llama"])
+    expected = model(**batch()).logits
+
+    hyper_connect(model, stream_reduction="gated")
+
+    torch.testing.assert_close(model(**batch()).logits, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("family", ["mixtral", "gpt_neox", "gemma3_text"])
 def test_what_was_connected_in_memory_generates_trains_and_is_saved(family: str, tmp_path: Path) -> None:
     model = residual(FAMILIES[family])
