@@ -143,7 +143,7 @@ class _JointProjection(Function):
 
 
 class _Sinkhorn(Function):
-    """Keeps the logits, of which the backward pass makes the matrices again. Tokens are the last axis within."""
+    """Saves only the logits; the backward pass recomputes the matrices. Inside, tokens are the last axis."""
 
     @staticmethod
     def forward(logits: Tensor, iterations: int, hc_eps: float) -> Tensor:

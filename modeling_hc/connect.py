@@ -10,9 +10,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .configuration_hc import HyperConnectionConfigMixin
-from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin, drop_absent_names
+from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin
 
-_CONNECTIONS = HCPreTrainedModelMixin._keep_in_fp32_modules_strict
 # The arguments of from_pretrained that say where a configuration is.
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -106,8 +105,6 @@ def _connect(model: PreTrainedModel, **hc_fields: Any) -> PreTrainedModel:
             module.config = config
     for module in models:
         module.__class__ = ours[type(module)]
-        # What upstream's constructors gather from the classes of all modules in them.
-        module._keep_in_fp32_modules_strict = module._keep_in_fp32_modules_strict.union(_CONNECTIONS)
         module._no_split_modules = set(type(module)._no_split_modules)
     vars(model).pop("_weight_conversions", None)  # of the residual checkpoint
     for i, layer in enumerate(decoder.layers):
@@ -120,7 +117,7 @@ def _connect(model: PreTrainedModel, **hc_fields: Any) -> PreTrainedModel:
     with next(decoder.layers[-1].parameters()).device:
         norm.connect(config, **decoder.layers[0].hyper_connection_norm())
     for module in models:
-        drop_absent_names(module)
+        module.keep_stream_modules_in_fp32()
     return model
 
 

@@ -275,7 +275,7 @@ class JointHyperConnection(HyperConnection):
     How the carry is bounded makes the variant. At first the reads sum to 1, the block writes 1 to all streams, and
     what is carried into a stream sums to 1. All streams then stay equal, which makes a fresh model a Pre-Norm residual
     network. Most of what the block reads comes from its home stream, `block_index mod N`: with equal reads, the
-    streams would have equal gradients and stay equal in training, too.
+    streams would get equal gradients, and training would keep them equal.
 
     Args:
         num_streams, hidden_size, block_index: see `HyperConnection`; at least 2 streams, since a sigmoid is never 1.

@@ -124,6 +124,20 @@ class HCDecoderLayerMixin:
         return (streams, *unwritten) if leave_unfinished else depth_connection(streams, *unwritten)
 
 
+class HCReorderedNormDecoderLayerMixin(HCDecoderLayerMixin):
+    """The same of a layer with a norm behind each block, and none before it."""
+
+    def attention_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
+        return normalize(self.post_attention_layernorm, self.self_attn(hidden_states=block_input, **kwargs)[0])
+
+    def mlp_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
+        return normalize(self.post_feedforward_layernorm, self.mlp(block_input))
+
+    def output_projections(self) -> list[tuple[nn.Module, str]]:
+        """Returns the norms behind the blocks, which would undo any other scale."""
+        return [(self.post_attention_layernorm, "weight"), (self.post_feedforward_layernorm, "weight")]
+
+
 class HCFinalNormMixin:
     """Makes an upstream norm read the reduction of the streams: their sum (Algorithm 1), mean, or a gated one.
 
@@ -198,7 +212,7 @@ def _literally(conversion: WeightTransform) -> WeightTransform:
 class HCPreTrainedModelMixin:
     """What a hyper-connected `PreTrainedModel` adds to its parent: dtype, initial values, the model card."""
 
-    _keep_in_fp32_modules_strict = ["attn_hc", "mlp_hc", "block_hc", "head_hc"]
+    _keep_in_fp32_modules_strict: Any
     decoder_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head."""
     parts: ClassVar[dict[str, Any]] = {}
@@ -208,8 +222,6 @@ class HCPreTrainedModelMixin:
         """Inherits what transformers finds by the name of a class or model type, which is ours, or in its text."""
         super().__init_subclass__(**kwargs)
         upstream = cls._upstream()
-        fp32 = {*HCPreTrainedModelMixin._keep_in_fp32_modules_strict, *(upstream._keep_in_fp32_modules_strict or ())}
-        cls._keep_in_fp32_modules_strict = sorted(fp32)
         by_type = {cls.config_class.model_type: getattr(cls.config_class, "parent_model_type", None)}
         for ours, parents in ({cls.__name__: upstream.__name__} | by_type).items():
             if conversions := get_checkpoint_conversion_mapping(parents):
@@ -230,7 +242,16 @@ class HCPreTrainedModelMixin:
         init = FunctionType(upstream.__code__, names, upstream.__name__, upstream.__defaults__, upstream.__closure__)
         init.__kwdefaults__ = upstream.__kwdefaults__
         init(self, config, *args, **kwargs)
-        drop_absent_names(self)
+
+    def post_init(self) -> None:
+        """Upstream's, with which upstream's constructors end."""
+        super().post_init()
+        self.keep_stream_modules_in_fp32()
+
+    def keep_stream_modules_in_fp32(self) -> None:
+        """Adds the hyper-connections to the modules that upstream loads in fp32 whatever the dtype of the rest."""
+        names = {name.rpartition(".")[2] for name, module in self.named_modules() if isinstance(module, StreamModule)}
+        self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *names}
 
     @classmethod
     def _upstream(cls) -> type[PreTrainedModel]:
@@ -429,18 +450,17 @@ class HCModelMixin:
 
         Not where a hook, upstream's recorder of hidden states, a checkpoint or a user's module sees what they return.
         """
-        norm: nn.Module = getattr(self, self.final_norm)
-        layers = next(child for child in self.children() if isinstance(child, nn.ModuleList))
+        norm = getattr(self, self.final_norm)
         return (
             not _is_observed(norm)
             and isinstance(norm, HCFinalNormMixin)
             and not kwargs.get("output_hidden_states", self.config.output_hidden_states)
             and not (self.gradient_checkpointing and self.training)
-            and all(isinstance(layer, HCDecoderLayerMixin) and not _is_observed(layer) for layer in layers)
+            and all(isinstance(layer, HCDecoderLayerMixin) and not _is_observed(layer) for layer in self.layers)
         )
 
 
-def _is_observed(module: nn.Module) -> bool:
+def _is_observed(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
@@ -450,13 +470,6 @@ class HCMoeForCausalLMMixin:
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Upstream's, without the load-balancing loss: with a cache, its mask is longer than its router logits."""
         return super().prepare_inputs_for_generation(*args, **kwargs) | {"output_router_logits": False}
-
-
-def drop_absent_names(model: PreTrainedModel) -> None:
-    """Leaves those names of connections to be kept in fp32 that the model has, as upstream's own tests ask."""
-    present = {part for name, _ in model.named_modules() for part in name.split(".")}
-    absent = set(HCPreTrainedModelMixin._keep_in_fp32_modules_strict) - present
-    model._keep_in_fp32_modules_strict = set(model._keep_in_fp32_modules_strict or ()) - absent
 
 
 def hyper_connected(forward: Callable) -> Callable:

@@ -15,15 +15,15 @@ from transformers.models.gemma3.modeling_gemma3 import (
 
 from .configuration_hc import HCGemma3TextConfig
 from .modeling_hc_common import (
-    HCDecoderLayerMixin,
     HCFinalNormMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
+    HCReorderedNormDecoderLayerMixin,
     normalize,
 )
 
 
-class HCGemma3DecoderLayer(HCDecoderLayerMixin, Gemma3DecoderLayer):
+class HCGemma3DecoderLayer(HCReorderedNormDecoderLayerMixin, Gemma3DecoderLayer):
     """A Gemma 3 layer whose attention and MLP are hyper-connected. Each has a norm before and one behind it."""
 
     def attention_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
@@ -33,10 +33,6 @@ class HCGemma3DecoderLayer(HCDecoderLayerMixin, Gemma3DecoderLayer):
     def mlp_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
         mlp = self.mlp(normalize(self.pre_feedforward_layernorm, block_input))
         return normalize(self.post_feedforward_layernorm, mlp)
-
-    def output_projections(self) -> list[tuple[nn.Module, str]]:
-        """Returns the norms behind the blocks, which would undo any other scale."""
-        return [(self.post_attention_layernorm, "weight"), (self.post_feedforward_layernorm, "weight")]
 
 
 class HCGemma3FinalRMSNorm(HCFinalNormMixin, Gemma3RMSNorm):

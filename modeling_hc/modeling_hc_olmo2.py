@@ -1,9 +1,6 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """OLMo 2 with hyper-connections: only what differs from `transformers.models.olmo2`."""
 
-from typing import Any
-
-from torch import Tensor, nn
 from transformers.models.olmo2.modeling_olmo2 import (
     Olmo2DecoderLayer,
     Olmo2ForCausalLM,
@@ -15,26 +12,15 @@ from transformers.models.olmo2.modeling_olmo2 import (
 
 from .configuration_hc import HCOlmo2Config
 from .modeling_hc_common import (
-    HCDecoderLayerMixin,
     HCFinalNormMixin,
     HCModelMixin,
     HCPreTrainedModelMixin,
-    normalize,
+    HCReorderedNormDecoderLayerMixin,
 )
 
 
-class HCOlmo2DecoderLayer(HCDecoderLayerMixin, Olmo2DecoderLayer):
+class HCOlmo2DecoderLayer(HCReorderedNormDecoderLayerMixin, Olmo2DecoderLayer):
     """An OLMo 2 layer whose attention and MLP are hyper-connected, each with the norm behind it."""
-
-    def attention_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
-        return normalize(self.post_attention_layernorm, self.self_attn(hidden_states=block_input, **kwargs)[0])
-
-    def mlp_block(self, block_input: Tensor, **kwargs: Any) -> Tensor:
-        return normalize(self.post_feedforward_layernorm, self.mlp(block_input))
-
-    def output_projections(self) -> list[tuple[nn.Module, str]]:
-        """Returns the norms behind the blocks, which would undo any other scale."""
-        return [(self.post_attention_layernorm, "weight"), (self.post_feedforward_layernorm, "weight")]
 
 
 class HCOlmo2FinalRMSNorm(HCFinalNormMixin, Olmo2RMSNorm):

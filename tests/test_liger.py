@@ -24,7 +24,7 @@ SIZES = {
 @pytest.mark.report(31, "use_liger_kernel=True")
 def test_liger_patches_what_it_patches_in_the_parent_but_the_norm_that_reads_the_streams(outcome: Any) -> None:
     pytest.importorskip("liger_kernel")
-    # In a process of its own: Liger patches modules of transformers, too.
+    # In a process of its own, because Liger patches modules of transformers.
     code = f"""
 import json, modeling_hc
 from transformers import AutoModelForCausalLM, LlamaConfig

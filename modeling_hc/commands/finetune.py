@@ -202,7 +202,7 @@ def main() -> None:
             allow_abbrev=False,
             usage="%(prog)s [--FIELD VALUE ...]",
             description="Finetunes a checkpoint, hyper-connected or not, to classify texts.",
-            epilog="--help-all lists the other fields of transformers.TrainingArguments, too.",
+            epilog="--help-all lists every field of transformers.TrainingArguments.",
         )
         args, training_args = parser.read(sys.argv[1:])
         trainer = prepare(args, training_args)

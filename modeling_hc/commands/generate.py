@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--top_p", type=float, default=0.95, help="(0.95)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     arguments = parser.parse_args()
-    if not arguments.prompt:  # not `required`, of which argparse speaks before it names a misspelt flag
+    if not arguments.prompt:  # argparse would report a missing `required` flag, and not the misspelt one
         parser.error("--prompt is missing: give a text to continue")
     for name, valid in {
         "max_new_tokens": arguments.max_new_tokens >= 1,

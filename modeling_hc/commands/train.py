@@ -47,6 +47,7 @@ from transformers.utils import logging
 
 from ..data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from ..health import ConnectionHealth
+from ..hyper_connections import StreamModule
 from ..loading_hc import is_connection
 from ..losses import block_sums, joined
 from ..modeling_hc_common import HCPreTrainedModelMixin
@@ -138,16 +139,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Builds the model, or loads it in fp32 and makes sure that the checkpoint has all of it."""
-    if args.config is not None:
-        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
-        return AutoModelForCausalLM.from_config(config)
-    name = args.model_name_or_path
-    options = {"distributed_config": DistributedConfig(tp_plan="auto")} if args.tensor_parallel else {}
+def load_checkpoint(
+    auto_class: Any, name: str, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Loads a checkpoint in fp32, whatever it lacks. Returns the model and upstream's report of what does not fit."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        return auto_class.from_pretrained(
             name,
             config=config,
             dtype=torch.float32,
@@ -158,6 +155,17 @@ def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTra
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error
+
+
+def make_model(args: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Builds the model, or loads it in fp32 and makes sure that the checkpoint has all of it."""
+    if args.config is not None:
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        return AutoModelForCausalLM.from_config(config)
+    name = args.model_name_or_path
+    options = {"distributed_config": DistributedConfig(tp_plan="auto")} if args.tensor_parallel else {}
+    model, report = load_checkpoint(AutoModelForCausalLM, name, config, **options)
     missing = [key for key in sorted(report["missing_keys"]) if not (args.hyper_connect and is_connection(key))]
     wrong = missing + [
         f"{key} {tuple(found)} instead of {tuple(asked)}" for key, found, asked in report["mismatched_keys"]
@@ -178,7 +186,8 @@ def with_lora(model: PreTrainedModel, r: int) -> PeftModel:
     They are about as many parameters as the adapters; and those of a converted checkpoint, if they were frozen, would
     stay the residual connections that they start as.
     """
-    connections = {leaf for name, _ in model.named_modules() if (leaf := name.rpartition(".")[2]).endswith("_hc")}
+    modules = model.named_modules()
+    connections = {name.rpartition(".")[2] for name, module in modules if isinstance(module, StreamModule)}
     if not connections and PartialState().is_main_process:
         logger.warning(
             f"The checkpoint is a residual {model.config.model_type}: lora_r={r} adapts it as it is. To train "

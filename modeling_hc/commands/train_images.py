@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoImageProcessor,
@@ -35,7 +33,7 @@ from ..model_card_hc import add_training
 from ..modeling_hc_common import HCPreTrainedModelMixin
 from ..records import write_json
 from ..training import run_folder
-from ..training.arguments import SafeTrainingArguments, parse
+from ..training.arguments import SafeTrainingArguments, StartArguments, parse
 from ..training.images import (
     Collator,
     ImageArguments,
@@ -51,25 +49,9 @@ from . import train
 
 
 @dataclass
-class ImageModelArguments:
-    """What to train: exactly one of `config` and `model_name_or_path`."""
+class ImageModelArguments(StartArguments):
+    """What to train, and its image processor and head."""
 
-    config: str | None = field(default=None, metadata={"help": "Recipe of a model to train from scratch."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to train on from."})
-    hyper_connect: bool = field(
-        default=False,
-        metadata={
-            "help": "Give a residual checkpoint hyper-connections. Its streams are then reduced by their mean, so "
-            "that training starts from the checkpoint's exact outputs."
-        },
-    )
-    recompute_streams: bool = field(
-        default=False,
-        metadata={"help": "Make most residual streams again for the backward pass instead of keeping them."},
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Fields of the model to change, such as num_streams=4,connection=dynamic."}
-    )
     image_processor_name: str | None = field(
         default=None, metadata={"help": "Name or folder of an image processor other than the checkpoint's."}
     )
@@ -103,17 +85,7 @@ def make_model(args: ImageModelArguments, config: PreTrainedConfig) -> PreTraine
     if args.config is not None:
         return AutoModelForImageClassification.from_config(config)
     name = args.model_name_or_path
-    try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-        )
-    except SafetensorError as error:
-        raise ValueError(f"The weights of model_name_or_path={name} cannot be read: {error}.") from error
+    model, report = train.load_checkpoint(AutoModelForImageClassification, name, config)
     head = "classifier."
     missing = {k for k in report["missing_keys"] if not k.startswith(head)}
     wrong = {k for k in missing if not (args.hyper_connect and is_connection(k))}

@@ -236,7 +236,7 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
 
 def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[type[PreTrainedConfig], str]:
     """Returns the hyper-connected configuration class of a checkpoint and the name of its Auto class."""
-    # Each is a PreTrainedConfig, too. The outputs are compared on tokens: `hyper_connect` takes a ViT.
+    # Conversion compares outputs on tokens, so it takes no ViT; `hyper_connect` does.
     families: list[Any] = HyperConnectionConfigMixin.__subclasses__()
     families = [family for family in families if "AutoModelForCausalLM" in family.auto_classes]
     by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in families}

@@ -18,7 +18,7 @@ from ..records import read_yaml
 
 
 @dataclass
-class ModelArguments:
+class StartArguments:
     """What to train: exactly one of `config` and `model_name_or_path`."""
 
     config: str | None = field(default=None, metadata={"help": "Recipe of a model to train from scratch."})
@@ -37,6 +37,15 @@ class ModelArguments:
             "with less memory, in less time than with gradient_checkpointing. Compiled models ignore it."
         },
     )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of the model to change, such as num_streams=4,connection=dynamic."}
+    )
+
+
+@dataclass
+class ModelArguments(StartArguments):
+    """What to train, and which part of it where."""
+
     tensor_parallel: bool = field(
         default=False,
         metadata={
@@ -50,9 +59,6 @@ class ModelArguments:
             "help": "Train LoRA adapters of this rank on every linear layer, and the hyper-connections whole, instead "
             "of all parameters. The run folder then holds the adapter, which peft loads onto the checkpoint."
         },
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Fields of the model to change, such as num_streams=4,connection=dynamic."}
     )
 
 
@@ -69,7 +75,7 @@ class SafeTrainingArguments(TrainingArguments):
     )
 
 
-# The fields of TrainingArguments that `--help` shows; `--help-all` shows the others, too.
+# The fields of TrainingArguments that `--help` shows; `--help-all` shows all.
 COMMON = {
     *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *(
@@ -178,7 +184,7 @@ def parse(
         allow_abbrev=False,
         usage="%(prog)s [RECIPE or YAML FILE] [--FIELD VALUE ...]",
         description=description,
-        epilog="--help-all lists the other fields of transformers.TrainingArguments, too; YAML files take all.",
+        epilog="--help-all lists every field of transformers.TrainingArguments. YAML files take all of them.",
     )
     flags = []
     if argv and not argv[0].startswith("-"):
