@@ -10,13 +10,14 @@ Where the carry amplifies, losses surge: in a 27B model with hyper-connections t
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .analysis.connections import gain_values
+from .analysis.connections import effective_rank, gain_values, second_singular_values
 from .analysis.recording import connections, hooked, is_hyper_connected, watched_blocks
 from .hyper_connections import HyperConnection
 
@@ -41,6 +42,9 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         before read; and for hyper-connected models
         `forward_gain`, `backward_gain`: the largest Amax gain of a composite carry, from some block to the output, as
         a mean over the tokens: see `analysis.gains`;
+        `second_singular_value`: of the composite carry from the first block to the output, likewise, for two streams
+        or more: near 0, the output no longer tells the streams of the first blocks apart;
+        `effective_rank`: of the streams before the last block, the median over tokens: 1 to N;
         `alpha_spread`, `beta_spread`: the largest less the smallest coefficient, over tokens and blocks;
         `dynamic_size`: root mean square of the dynamic part of all coefficients over that of the static part, 0 in
         static connections.
@@ -54,6 +58,7 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
     static: list[Tensor] = []
+    ranks: list[Tensor] = []
 
     def keep_input(block_input: Tensor) -> None:
         if last:
@@ -66,8 +71,9 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         static.append(torch.cat([alpha, beta.unsqueeze(-1)], dim=-1).detach())
 
     def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
-        _, block_input, alpha, beta = output
+        streams, block_input, alpha, beta = output
         keep_input(block_input)
+        ranks[:] = [_if_finite(effective_rank, streams).median()]
         alphas.append(alpha.reshape(-1, *alpha.shape[-2:]))
         betas.append(beta.reshape(-1, beta.shape[-1]))
 
@@ -89,10 +95,13 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         values |= {
             "forward_gain": forward_gain,
             "backward_gain": backward_gain,
+            "effective_rank": ranks[0].item(),
             "alpha_spread": (alpha.max() - alpha.min()).item(),
             "beta_spread": (beta.max() - beta.min()).item(),
             "dynamic_size": (moved.square().mean() / fixed.square().mean()).sqrt().item(),
         }
+        if alpha.shape[-2] > 1:
+            values["second_singular_value"] = _if_finite(second_singular_values, alpha)[0].item()
     return values
 
 
@@ -111,6 +120,11 @@ def stream_magnitudes(model: PreTrainedModel, inputs: Tensor) -> list[float]:
         with watched_blocks(model, lambda block_input, output: keep(block_input)):
             _run(model, inputs)
     return found
+
+
+def _if_finite(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Returns what a function of matrices, which may fail for a NaN, makes of values; a NaN where one is not finite."""
+    return function(values) if values.isfinite().all() else torch.full((1,), math.nan)
 
 
 def _base(model: PreTrainedModel) -> tuple[PreTrainedModel, bool | None]:

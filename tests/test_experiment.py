@@ -21,6 +21,7 @@ import yaml
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
+from modeling_hc.analysis.recording import connections
 from modeling_hc.commands import experiment
 from modeling_hc.data import stdlib_files
 from modeling_hc.experiments.report import (
@@ -150,6 +151,25 @@ def test_frozen_parameters_keep_their_initial_values_and_the_others_do_not(home,
             assert torch.equal(state[f"{prefix}.alpha_bias"], torch.cat([read, torch.eye(2)], dim=1))
             assert not state[f"{prefix}.alpha_weight"].any()
             assert not torch.equal(state[f"{prefix}.beta_bias"], torch.ones(2))
+
+
+def test_without_a_home_stream_every_block_first_reads_the_mean_of_the_streams(home):
+    variant = {"home_stream": False, "model": {"num_streams": 4, "connection": "mhc"}}
+    (home / "homeless.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"variants": {"mhc": variant}}))
+    model = experiment.make_model(load_experiment(home / "homeless.yaml"), "mhc", 0, home / "unused")
+
+    for connection in connections(model):
+        alpha, _ = connection.static_coefficients()
+        assert alpha[:, 0].tolist() == pytest.approx([0.25] * 4)
+
+
+@pytest.mark.parametrize("model", [{"num_streams": 4}, {}])
+def test_only_a_joint_variant_can_be_without_a_home_stream(home, model):
+    variants = {"other": {"home_stream": False, "model": model}}
+    (home / "homeless.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"variants": variants}))
+
+    with pytest.raises(ValueError, match="home_stream=false of variant other is for the joint variants"):
+        experiment.check_patterns(load_experiment(home / "homeless.yaml"), ["other"])
 
 
 def test_an_undecayed_parameter_is_in_the_group_without_weight_decay(home, finished):

@@ -44,6 +44,8 @@ def test_a_fresh_model_carries_its_streams_unchanged_and_moves_nothing() -> None
     values = health(AutoModelForCausalLM.from_config(VARIANTS["DHC"]), tokens())
 
     assert values.pop("input_cosine") <= 1
+    assert values.pop("effective_rank") == pytest.approx(1, abs=1e-3)
+    assert values.pop("second_singular_value") == pytest.approx(1)
     assert values == {"forward_gain": 1, "backward_gain": 1, "alpha_spread": 1, "beta_spread": 0, "dynamic_size": 0}
 
 
@@ -51,13 +53,15 @@ def test_a_fresh_model_carries_its_streams_unchanged_and_moves_nothing() -> None
 @torch.no_grad()
 def test_the_values_are_those_of_products_of_the_modules_coefficients_token_by_token(variant: str) -> None:
     model = trained(variant)
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, ...]] = []
     for connection in connections(model):
-        connection.register_forward_hook(lambda module, args, output: seen.append(output[2:]))
+        connection.register_forward_hook(lambda module, args, output: seen.append(output))
     model(tokens())
-    alphas = [alpha.double().expand(2, 12, 4, 5) for alpha, _ in seen]
-    betas = [beta.double().expand(2, 12, 4) for _, beta in seen]
-    forward, backward = [], []
+    alphas = [alpha.double().expand(2, 12, 4, 5) for _, _, alpha, _ in seen]
+    betas = [beta.double().expand(2, 12, 4) for _, _, _, beta in seen]
+    parts = torch.linalg.svdvals(seen[-1][0].double())
+    parts /= parts.sum(-1, keepdim=True)
+    forward, backward, second = [], [], []
     for first in range(len(alphas)):
         rows, columns = [], []
         for b in range(2):
@@ -67,6 +71,7 @@ def test_the_values_are_those_of_products_of_the_modules_coefficients_token_by_t
                     product = alpha[b, s, :, 1:].T @ product  # mHC's H_res, [to, from]
                 rows.append(max(sum(abs(x) for x in row) for row in product.tolist()))
                 columns.append(max(sum(abs(x) for x in column) for column in product.T.tolist()))
+                second.append(torch.linalg.svdvals(product)[1].item())
         forward.append(sum(rows) / 24)
         backward.append(sum(columns) / 24)
     static = [torch.cat([c.alpha_bias, c.beta_bias[:, None]], -1).expand(2, 12, 4, 6) for c in connections(model)]
@@ -77,6 +82,8 @@ def test_the_values_are_those_of_products_of_the_modules_coefficients_token_by_t
 
     assert values["forward_gain"] == pytest.approx(max(forward), rel=1e-5)
     assert values["backward_gain"] == pytest.approx(max(backward), rel=1e-5)
+    assert values["second_singular_value"] == pytest.approx(sum(second[:24]) / 24, rel=1e-5)
+    assert values["effective_rank"] == pytest.approx(torch.special.entr(parts).sum(-1).exp().median().item(), rel=1e-4)
     assert values["alpha_spread"] == pytest.approx(max(a.max() for a in alphas) - min(a.min() for a in alphas))
     assert values["beta_spread"] == pytest.approx(max(b.max() for b in betas) - min(b.min() for b in betas))
     assert values["dynamic_size"] == pytest.approx(moved.item(), rel=1e-4)
@@ -142,7 +149,7 @@ def test_training_is_the_same_bit_for_bit_with_and_without_the_callback(variant:
     health_entries = [entry for entry in watched.state.log_history if "health_input_cosine" in entry]
     others = [entry for entry in watched.state.log_history if "health_input_cosine" not in entry]
     assert [entry["step"] for entry in health_entries] == [2, 3, 4, 6]
-    assert len(health_entries[0]) == (8 if variant != "residual" else 3)
+    assert len(health_entries[0]) == (10 if variant != "residual" else 3)
 
     def losses(entries: list[dict[str, float]]) -> list[tuple[float | None, float | None]]:
         return [(entry.get("loss"), entry.get("eval_loss")) for entry in entries]

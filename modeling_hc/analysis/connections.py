@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..functional_hc import widen
+
 if TYPE_CHECKING:
     import pandas
 
@@ -131,6 +133,26 @@ def second_singular_values(alpha: Tensor) -> Tensor:
         composite = carry[:, k - 1] @ composite
         values.append(torch.linalg.svdvals(composite)[:, 1].mean())
     return torch.stack(values[::-1])
+
+
+def effective_rank(streams: Tensor) -> Tensor:
+    """Returns the effective rank of streams: 1 where they are multiples of each other, N where orthogonal and as long.
+
+    It is exp of the entropy of the singular values divided by their sum.
+
+    Args:
+        streams: `[..., N, D]`.
+
+    Returns:
+        `[...]`.
+
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    gram = widen(streams) @ widen(streams).mT
+    squares = torch.linalg.eigvalsh(gram)
+    noise = squares.shape[-1] * torch.finfo(squares.dtype).eps * squares.amax(-1, keepdim=True)
+    values = squares.where(squares > noise, 0).sqrt()
+    return torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
 
 
 def _amax(matrix: Tensor) -> list[float]:

@@ -15,6 +15,7 @@ from .connections import (
     GAIN_COLUMNS,
     MEMORY_COLUMN,
     cancellation,
+    effective_rank,
     gain_values,
     second_singular_values,
     shares,
@@ -138,26 +139,6 @@ def movement(model: PreTrainedModel, recording: Recording) -> Tensor:
     require_streams(model, "The movement of coefficients")
     distance = _coefficients(recording) - static_coefficients(model)[:, None, None]
     return distance.square().mean((-2, -1)).sqrt()
-
-
-def effective_rank(streams: Tensor) -> Tensor:
-    """Returns the effective rank of streams: 1 where they are multiples of each other, N where orthogonal and as long.
-
-    It is exp of the entropy of the singular values divided by their sum.
-
-    Args:
-        streams: `[..., N, D]`.
-
-    Returns:
-        `[...]`.
-
-    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
-    """
-    gram = widen(streams) @ widen(streams).mT
-    squares = torch.linalg.eigvalsh(gram)
-    noise = squares.shape[-1] * torch.finfo(squares.dtype).eps * squares.amax(-1, keepdim=True)
-    values = squares.where(squares > noise, 0).sqrt()
-    return torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
 
 
 def _coefficients(recording: Recording) -> Tensor:

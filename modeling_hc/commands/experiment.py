@@ -36,6 +36,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from torch import nn
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -51,9 +52,11 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
+from ..analysis.recording import connections
 from ..experiments.results import BASELINE, FILE, find_run, load_results, save_run
 from ..experiments.setup import Blocks, Experiment, Tokens, Variant, check_seeds, load_experiment, load_tokens
 from ..health import health
+from ..hyper_connections import CONNECTIONS, JointHyperConnection
 from ..losses import block_sums
 from ..records import command_line, program, versions, write_json
 from ..training.safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
@@ -142,6 +145,10 @@ def make_model(experiment: Experiment, name: str, seed: int, work: Path) -> PreT
         if not (start / "model.safetensors").exists():
             raise ValueError(f"{experiment.name} starts from {start}, which is not there: run that experiment first.")
         model = AutoModelForCausalLM.from_pretrained(start, config=config, dtype=torch.float32)
+    if not variant.home_stream:
+        for connection in connections(model):
+            read = connection.bias.data[: connection.num_streams]
+            read.fill_(-math.log(connection.num_streams - 1))
     for key, parameter in model.named_parameters():
         if variant.freeze and re.search(variant.freeze, key):
             parameter.requires_grad_(False)
@@ -149,17 +156,21 @@ def make_model(experiment: Experiment, name: str, seed: int, work: Path) -> PreT
 
 
 def check_patterns(experiment: Experiment, names: Iterable[str]) -> None:
-    """Looks before the first run whether `freeze` and `undecayed` of these variants match parameters.
+    """Looks before the first run whether `freeze`, `undecayed` and `home_stream` of these variants fit their models.
 
     Raises:
-        ValueError: one of them matches none, or `freeze` matches all.
+        ValueError: a pattern matches no parameter, `freeze` matches all, or no connection has a home stream.
     """
     for name in names:
         variant = experiment.variants[name]
+        config = experiment.config(name)
+        connection = CONNECTIONS.get(getattr(config, "connection", "none"), nn.Module)
+        if not (variant.home_stream or issubclass(connection, JointHyperConnection)):
+            raise ValueError(f"home_stream=false of variant {name} is for the joint variants, such as connection=mhc.")
         if not (variant.freeze or variant.undecayed):
             continue
         with torch.device("meta"):
-            keys = [key for key, _ in AutoModelForCausalLM.from_config(experiment.config(name)).named_parameters()]
+            keys = [key for key, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
         for field in ("freeze", "undecayed"):
             pattern = getattr(variant, field)
             matched = sum(bool(re.search(pattern, key)) for key in keys) if pattern else None
@@ -278,6 +289,7 @@ def check_same(experiment: Experiment, name: str, before: dict[str, Any], place:
         ValueError: they differ.
     """
     before, now = dict(before), settings(experiment, name)
+    before["settings"] = asdict(Variant()) | before["settings"]
     for part in ("model", "training"):
         both = (before[part].keys() & now[part].keys()) - {"transformers_version"}
         before[part], now[part] = ({key: values[part][key] for key in sorted(both)} for values in (before, now))

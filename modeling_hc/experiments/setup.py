@@ -58,6 +58,7 @@ class Variant:
     training: dict[str, Any] = field(default_factory=dict)  # fields of TrainingArguments
     freeze: str | None = None  # parameters whose name matches are not trained
     undecayed: str | None = None  # parameters whose name matches have no weight decay
+    home_stream: bool = True  # false: a block of a joint variant first reads all streams alike
 
 
 @strict
