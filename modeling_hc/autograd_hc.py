@@ -2,8 +2,8 @@
 """The operations of functional_hc with hand-written backward passes: same names, signatures, shapes and results.
 
 For the backward pass they keep the streams, once for both operations, the block's output and the coefficients. No
-normalised, scaled or mixed copy of the streams outlives the operation that needs it, each backward pass allocates one
-tensor as large as the streams, and every product with the streams is a matrix multiplication.
+normalised, scaled or mixed copy of the streams outlives the operation that needs it, and each backward pass allocates
+one tensor as large as the streams.
 
 Shapes: `...` any leading axes, `N` streams, `D` hidden size. `mix` is `[..., N, 1+N+1]`: read, carry and write, in the
 columns of the projection.
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import pad
 
 from .functional_hc import full_precision, wide_dtype, widen
 
@@ -36,21 +37,20 @@ def dynamic_width_connection(
     weight = weight if norm_weight is None else weight * norm_weight
     scale = torch.cat([alpha_scale.expand(alpha_bias.shape[-1]), beta_scale])
     bias = torch.cat([alpha_bias, beta_bias.unsqueeze(-1)], dim=-1)
-    block_input, mix = _call(
-        _DynamicWidth, streams, weight.to(dtype), scale.to(dtype), bias.to(dtype), use_tanh, eps, centered
-    )[:2]
-    return block_input, mix[..., :-1], mix[..., -1]
+    return _call(_DynamicWidth, streams, weight.to(dtype), scale.to(dtype), bias.to(dtype), use_tanh, eps, centered)[
+        :3
+    ]
 
 
 def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
     """See `functional_hc.width_connection`."""
-    return _call(_Width, streams, alpha[..., 0].to(wide_dtype(streams)))
+    return _call(_Width, streams, alpha.to(wide_dtype(streams)))
 
 
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """See `functional_hc.depth_connection`."""
     dtype = wide_dtype(streams)
-    return _call(_Depth, streams, block_output, alpha[..., 1:].to(dtype), beta.to(dtype))
+    return _call(_Depth, streams, block_output, alpha.to(dtype), beta.to(dtype))
 
 
 def joint_projection(streams: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -66,7 +66,7 @@ def sinkhorn(logits: Tensor, iterations: int, hc_eps: float) -> Tensor:
 class _DynamicWidth(Function):
     """z = rstd * (H V^T - mean * s), mix = bias + scale * tanh(z), x = read^T H, where s are the row sums of V.
 
-    Returns x and mix, and for the backward pass z, rstd and mean.
+    Returns x, alpha and beta, and for the backward pass z, rstd and mean.
     """
 
     @staticmethod
@@ -77,32 +77,35 @@ class _DynamicWidth(Function):
             wide = widen(streams)
             projected, rstd, mean = _project(wide, weight, eps, centered)
             mix = torch.addcmul(bias, torch.tanh(projected) if use_tanh else projected, scale)
-            return _row_times(mix[..., 0], wide).to(streams.dtype), mix, projected, rstd, mean
+            block_input = _weighted_sum(mix[..., 0], wide).to(streams.dtype)
+            return block_input, mix[..., :-1], mix[..., -1], projected, rstd, mean
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
         streams, weight, scale, _, ctx.use_tanh, ctx.eps, ctx.centered = inputs
-        _, mix, *projection = output
+        _, alpha, _, *projection = output
         ctx.mark_non_differentiable(*(tensor for tensor in projection if tensor is not None))
-        ctx.save_for_backward(streams, weight, scale, mix, *projection)
+        ctx.save_for_backward(streams, weight, scale, alpha, *projection)
 
     @staticmethod
-    def backward(ctx, grad_input: Tensor, grad_mix: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        streams, weight, scale, mix, *projection = ctx.saved_tensors
+    def backward(
+        ctx, grad_input: Tensor, grad_alpha: Tensor, grad_beta: Tensor, *_: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        streams, weight, scale, alpha, *projection = ctx.saved_tensors
         with full_precision(streams):
             wide, grad_input = widen(streams), widen(grad_input)
             if torch.is_grad_enabled():  # of the backward pass itself
                 projection = _project(wide, weight, ctx.eps, ctx.centered)
             projected, rstd, mean = projection
             bounded = torch.tanh(projected) if ctx.use_tanh else projected
-            grad_read = grad_mix[..., 0] + _row_times(grad_input, wide.mT)
-            grad_mix = torch.cat([grad_read.unsqueeze(-1), grad_mix[..., 1:]], dim=-1)
+            grad_read = grad_alpha[..., 0] + (grad_input.unsqueeze(-2) @ wide.mT).squeeze(-2)
+            grad_mix = torch.cat([grad_read.unsqueeze(-1), grad_alpha[..., 1:], grad_beta.unsqueeze(-1)], dim=-1)
             grad = grad_mix * scale * (1 - bounded.square()) if ctx.use_tanh else grad_mix * scale
             # d rstd / d h = -rstd^3 (h - mean) / D
             slope = (grad * projected).sum(-1, keepdim=True) * rstd.square() / -wide.shape[-1]
             grad = grad * rstd
             grad_streams = grad @ weight
-            grad_streams.addcmul_(mix[..., :1], grad_input.unsqueeze(-2)).addcmul_(wide, slope)
+            grad_streams.addcmul_(alpha[..., :1], grad_input.unsqueeze(-2)).addcmul_(wide, slope)
             grad_weight = grad.flatten(0, -2).mT @ wide.flatten(0, -2)
             if ctx.centered:
                 grad_mean = (grad @ weight.sum(-1, keepdim=True)) / -wide.shape[-1]
@@ -182,9 +185,9 @@ class _Width(Function):
     """x = a^T H."""
 
     @staticmethod
-    def forward(streams: Tensor, read: Tensor) -> Tensor:
+    def forward(streams: Tensor, alpha: Tensor) -> Tensor:
         with full_precision(streams):
-            return _row_times(read, widen(streams)).to(streams.dtype)
+            return _weighted_sum(alpha[..., 0], widen(streams)).to(streams.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -192,21 +195,22 @@ class _Width(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        streams, read = ctx.saved_tensors
+        streams, alpha = ctx.saved_tensors
         with full_precision(streams):
             grad = widen(grad)
-            grad_streams = (read.unsqueeze(-1) * grad.unsqueeze(-2)).to(streams.dtype)
-            return grad_streams, _row_times(grad, widen(streams).mT).sum_to_size(read.shape)
+            grad_streams = (alpha[..., :1] * grad.unsqueeze(-2)).to(streams.dtype)
+            grad_read = (grad.unsqueeze(-2) @ widen(streams).mT).squeeze(-2).sum_to_size(alpha.shape[:-1])
+            return grad_streams, pad(grad_read.unsqueeze(-1), (0, alpha.shape[-1] - 1))
 
 
 class _Depth(Function):
     """H_hat = A^T H + b y^T."""
 
     @staticmethod
-    def forward(streams: Tensor, block_output: Tensor, carry: Tensor, beta: Tensor) -> Tensor:
+    def forward(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         # matmul goes another way, to other bits, where an operand needs a gradient, and block recompute needs none.
         with full_precision(streams):
-            carried = carry.detach().mT @ widen(streams)
+            carried = alpha.detach()[..., 1:].mT @ widen(streams)
             return carried.addcmul_(beta.unsqueeze(-1), widen(block_output).unsqueeze(-2)).to(streams.dtype)
 
     @staticmethod
@@ -215,16 +219,15 @@ class _Depth(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        streams, block_output, carry, beta = ctx.saved_tensors
+        streams, block_output, alpha, beta = ctx.saved_tensors
         with full_precision(streams):
-            grad = widen(
-                grad
-            ).contiguous()  # the sum over streams hands one gradient to all: products are slow on that
-            grad_streams = (carry @ grad).to(streams.dtype)
-            grad_output = _row_times(beta, grad).to(block_output.dtype)
-            grad_carry = widen(streams) @ grad.mT
-            grad_beta = _row_times(widen(block_output), grad.mT)
-            return grad_streams, grad_output, grad_carry.sum_to_size(carry.shape), grad_beta.sum_to_size(beta.shape)
+            # The sum over streams hands one gradient to all: products are slow on that.
+            grad = widen(grad).contiguous()
+            grad_streams = (alpha[..., 1:] @ grad).to(streams.dtype)
+            grad_output = _weighted_sum(beta, grad).to(block_output.dtype)
+            grad_carry = (widen(streams) @ grad.mT).sum_to_size(*alpha.shape[:-1], alpha.shape[-1] - 1)
+            grad_beta = (widen(block_output).unsqueeze(-2) @ grad.mT).squeeze(-2).sum_to_size(beta.shape)
+            return grad_streams, grad_output, pad(grad_carry, (1, 0)), grad_beta
 
 
 def _project(wide: Tensor, weight: Tensor, eps: float, centered: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -232,13 +235,18 @@ def _project(wide: Tensor, weight: Tensor, eps: float, centered: bool) -> tuple[
     mean = wide.mean(-1, keepdim=True) if centered else None
     size = torch.linalg.vector_norm(wide if mean is None else wide - mean, dim=-1, keepdim=True)
     rstd = torch.rsqrt(size.square() / wide.shape[-1] + eps)
-    product = wide @ weight.mT
+    # On CPUs, the product of the transposes is twice as fast, copy included.
+    product = (weight @ wide.flatten(0, -2).mT).mT.contiguous().unflatten(0, wide.shape[:-1])
     return (product if mean is None else product - mean * weight.sum(-1)) * rstd, rstd, mean
 
 
-def _row_times(row: Tensor, matrix: Tensor) -> Tensor:
-    """row^T @ matrix. A row cut out of a larger tensor is copied: batched products are slow on its strides."""
-    return (row.contiguous().unsqueeze(-2) @ matrix).squeeze(-2)
+def _weighted_sum(weights: Tensor, matrix: Tensor) -> Tensor:
+    """weights^T @ matrix, for weights `[..., N]`; a pass for each of the few rows is faster than a batched product."""
+    first, *rows = matrix.unbind(-2)
+    total = weights[..., :1] * first
+    for i, row in enumerate(rows, start=1):
+        total.addcmul_(weights[..., i : i + 1], row)
+    return total
 
 
 def _call(function: type[Function], *inputs: Tensor | float | bool) -> Any:

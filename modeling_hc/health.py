@@ -123,7 +123,7 @@ def stream_magnitudes(model: PreTrainedModel, inputs: Tensor) -> list[float]:
 
 
 def _if_finite(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Returns what a function of matrices, which may fail for a NaN, makes of values; a NaN where one is not finite."""
+    """Returns a function of matrices, which might raise for a NaN, or a NaN where a value is not finite."""
     return function(values) if values.isfinite().all() else torch.full((1,), math.nan)
 
 

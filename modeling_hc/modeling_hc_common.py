@@ -30,8 +30,6 @@ import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, WeightTransform
@@ -43,7 +41,7 @@ from .functional_hc import close_streams, open_streams
 from .hyper_connections import CONNECTIONS, GatedReduction, HyperConnection, StreamModule
 from .loading_hc import check_fit, damage, shard_names
 from .model_card_hc import write_model_card
-from .recompute_hc import StreamRecompute
+from .recompute_hc import StreamRecompute, recomputed
 
 Unfinished = tuple[Tensor, ...]
 """Streams, and what is still to be written to them: a block's output, with the alpha and beta of its connection."""
@@ -183,17 +181,9 @@ def normalize(norm: nn.Module, block_input: Tensor) -> Tensor:
 
     This offsets part of the memory that the streams cost, at little extra time.
     """
-    if not torch.is_grad_enabled() or needs_reference():
+    if not torch.is_grad_enabled() or needs_reference() or _is_observed(norm):
         return norm(block_input)
-    parameters: dict[str, Tensor] = dict(norm.named_parameters())
-
-    def run(block_input: Tensor) -> Tensor:
-        # `torch.func.functional_call` gives the module other parameters for the forward pass only.
-        if all(now is then for now, then in zip(norm.parameters(), parameters.values(), strict=True)):
-            return norm(block_input)
-        return functional_call(norm, parameters, block_input)
-
-    return checkpoint(run, block_input, use_reentrant=False, preserve_rng_state=False)
+    return recomputed(norm, block_input)
 
 
 def _literally(conversion: WeightTransform) -> WeightTransform:
@@ -461,7 +451,8 @@ class HCModelMixin:
 
 
 def _is_observed(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 class HCMoeForCausalLMMixin:

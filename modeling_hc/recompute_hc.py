@@ -9,11 +9,15 @@ Source: the recomputation of mHC (arXiv 2512.24880, Eq. 20), for the hyper-conne
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar, Token
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 DepthConnection = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -106,3 +110,38 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
     if one.shape == other.shape:
         return one.stride() == other.stride()
     return one.numel() == other.numel() and one.is_contiguous() and other.is_contiguous()
+
+
+def recomputed(module: nn.Module, tensor: Tensor) -> Tensor:
+    """Calls a module without random numbers on a tensor, of which alone the backward pass makes the rest again.
+
+    As `torch.utils.checkpoint`, whose overhead is several times that of a norm of few numbers.
+    """
+    return _Recomputed.apply(module, tensor, *module.parameters())
+
+
+class _Recomputed(Function):
+    @staticmethod
+    def forward(ctx, module: nn.Module, tensor: Tensor, *parameters: Tensor) -> Tensor:
+        device = tensor.device.type
+        ctx.autocast = nullcontext()
+        if torch.amp.is_autocast_available(device):
+            ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.module, ctx.parameters = module, parameters
+        ctx.save_for_backward(tensor)
+        return module(tensor)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Any, ...]:
+        (tensor,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # of the backward pass itself
+        with torch.enable_grad(), ctx.autocast:
+            tensor = tensor if again else tensor.detach().requires_grad_()
+            now = dict(ctx.module.named_parameters())
+            if all(one is other for one, other in zip(now.values(), ctx.parameters, strict=True)):
+                output = ctx.module(tensor)
+            else:  # `torch.func.functional_call` gave the module other parameters for the forward pass only
+                output = functional_call(ctx.module, dict(zip(now, ctx.parameters, strict=True)), tensor)
+        needed = [t for t, need in zip((tensor, *ctx.parameters), ctx.needs_input_grad[1:], strict=True) if need]
+        grads = iter(torch.autograd.grad(output, needed, grad, create_graph=again))
+        return None, *(next(grads) if need else None for need in ctx.needs_input_grad[1:])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, HCOlmoeConfig, HCOlmoeForCausalLM
+from modeling_hc.recompute_hc import recomputed
 
 SIZES = {
     "vocab_size": 64,
@@ -182,3 +183,27 @@ def test_recompute_is_exact_in_two_processes_under_ddp_and_fsdp2_and_kernels_agr
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(6), torch.nn.RMSNorm(6)])
+def test_a_recomputed_norm_has_the_first_and_second_derivatives_of_finite_differences(norm: torch.nn.Module) -> None:
+    norm = norm.double()
+    inputs = (torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), *norm.parameters())
+
+    def run(tensor: Tensor, *parameters: Tensor) -> Tensor:
+        return recomputed(norm, tensor)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_a_hook_on_a_norm_sees_what_it_sees_in_any_model() -> None:
+    net = model()
+    seen = []
+    norm = net.model.layers[1].input_layernorm
+    norm.register_full_backward_hook(lambda module, into, out: seen.append(out[0].shape))
+    net.model.layers[0].input_layernorm.register_forward_hook(lambda m, args, out: seen.append(out.requires_grad))
+
+    gradients(net)
+
+    assert seen == [True, torch.Size([2, 30, 32])]
