@@ -404,5 +404,10 @@ def _pair(size: int | list[int] | tuple[int, int]) -> list[int]:
     return [size, size] if isinstance(size, int) else list(size)
 
 
-for _config_class in HyperConnectionConfigMixin.__subclasses__():
+def families() -> dict[str, Any]:
+    """Returns the hyper-connected configuration classes by the model type of their residual parents."""
+    return {family.parent_model_type: family for family in HyperConnectionConfigMixin.__subclasses__()}
+
+
+for _config_class in families().values():
     register_names(_config_class)

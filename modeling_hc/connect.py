@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from .configuration_hc import HyperConnectionConfigMixin
+from .configuration_hc import HyperConnectionConfigMixin, families
 from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin
 
 # The arguments of from_pretrained that say where a configuration is.
@@ -54,17 +54,16 @@ def hyper_connect(
 
 def _family(config: PreTrainedConfig, name: str) -> Any:
     """Returns the hyper-connected configuration class of a residual model."""
-    families: dict[str, Any] = {c.parent_model_type: c for c in HyperConnectionConfigMixin.__subclasses__()}
-    model_type = config.model_type
-    if any(model_type == family.model_type for family in families.values()):
+    known, model_type = families(), config.model_type
+    if any(model_type == family.model_type for family in known.values()):
         raise ValueError(f"{name} has hyper-connections already (model_type={model_type!r}): load it as it is.")
-    if model_type not in families:
-        near = get_close_matches(model_type, families, n=1, cutoff=0)[0]
+    if model_type not in known:
+        near = get_close_matches(model_type, known, n=1, cutoff=0)[0]
         raise ValueError(
             f"{name} has model_type={model_type!r}, and there is no such family; the nearest is {near!r}. There are "
-            f"{', '.join(sorted(families))}."
+            f"{', '.join(sorted(known))}."
         )
-    return families[model_type]
+    return known[model_type]
 
 
 def _require_plain(model: Any) -> None:

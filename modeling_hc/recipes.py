@@ -12,6 +12,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from .configuration_hc import families
+
 RECIPES = Path(__file__).parent / "configuration"
 """The folder of all recipes: models/*.json, training/*.yaml, images/*.yaml, experiments/*.yaml, accelerate/*.yaml."""
 if not RECIPES.is_dir():  # a checkout, where they are at the top
@@ -94,9 +96,9 @@ def build_config(
     for name in [*(values if known_keys_only else ()), *overrides]:
         if name not in known and name != "model_type":
             hint = suggestion(name, known)
-            hc = f"hc_{model_type}"
-            if hc in CONFIG_MAPPING and name in [field.name for field in fields(CONFIG_MAPPING[hc])]:
-                hint = f", but of {hc}: use a recipe with that model_type, or hyper_connect=true on a checkpoint."
+            family = families().get(model_type)
+            if family and name in [field.name for field in fields(family)]:
+                hint = f", but of {family.model_type}: use a recipe of it, or hyper_connect=true on a checkpoint."
             raise ValueError(
                 f"{name!r} in {source if name in values else 'config_overrides'} is not a field of "
                 f"{config_class.__name__}{hint}"

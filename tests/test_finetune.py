@@ -2,8 +2,10 @@
 """Training on from a converted checkpoint: whole, with LoRA, and as a classifier."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +31,7 @@ from modeling_hc import HCLlamaForSequenceClassification, HCOlmoeConfig
 from modeling_hc.commands import finetune, train
 from modeling_hc.conversion import to_hyper_connected
 from modeling_hc.data import train_tokenizer
+from modeling_hc.training.safe_trainer import SafeTrainer
 
 TEXTS = {
     "fruit": ["the", "apple", "and", "the", "pear", "are", "ripe", "and", "sweet", "in", "autumn"],
@@ -37,10 +40,10 @@ TEXTS = {
 COMMON = ["--report_to=none", "--save_strategy=no", "--use_cpu", "--logging_steps=1", "--disable_tqdm=true"]
 
 
-def run(script: str, monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
+def run(script: str, monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
     """Runs a command line in this process, which saves the start of another."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, flags), *COMMON])
-    {"train.py": train.run, "finetune_classifier.py": finetune.main}[script]()
+    return {"train.py": train.run, "finetune_classifier.py": finetune.run}[script]()
 
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
@@ -340,3 +343,29 @@ def test_a_classifier_is_published_before_an_evaluation_can_fail(twin, data, tmp
     with pytest.raises(RuntimeError, match="an evaluation that fails"):
         run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "run"), "--max_steps=1")
     assert HCLlamaForSequenceClassification.from_pretrained(tmp_path / "run").num_parameters()
+
+
+def test_sigterm_ends_a_finetuning_run_with_a_checkpoint_from_which_it_goes_on_to_the_same_weights(
+    twin, data, tmp_path, monkeypatch
+):
+    run("finetune_classifier.py", monkeypatch, *classify(twin, data, tmp_path / "whole"), "--max_steps=4")
+    flags = [*classify(twin, data, tmp_path / "run"), "--max_steps=4"]
+    step = SafeTrainer.training_step
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def terminated(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(SafeTrainer, "training_step", terminated)
+            assert run("finetune_classifier.py", patch, *flags) == train.STOPPED
+        assert not (tmp_path / "run" / "metrics.json").exists()
+        run("finetune_classifier.py", monkeypatch, *flags, f"--resume_from_checkpoint={tmp_path / 'run/checkpoint-3'}")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
+from ..configuration_hc import families
 from ..hyper_connections import HyperConnection
 from .connections import unfold
 
@@ -154,7 +155,7 @@ def _as_hyper_connected(layer: nn.Module, model: PreTrainedModel) -> Any:
 def _decoder_class(model: PreTrainedModel) -> Any:
     if is_hyper_connected(model):
         return model.base_model
-    return AutoModel._model_mapping[CONFIG_MAPPING[f"hc_{model.config.model_type}"]]
+    return AutoModel._model_mapping[families()[model.config.model_type]]
 
 
 @contextmanager
@@ -186,12 +187,11 @@ def is_hyper_connected(model: PreTrainedModel) -> bool:
     if layers and all(hasattr(layer, name) for layer in layers for name in getattr(layer, "blocks", ["none"])):
         return True
     model_type = getattr(model.config, "model_type", None)
-    if layers and f"hc_{model_type}" in CONFIG_MAPPING:
+    if layers and model_type in families():
         return False
-    families = [name.removeprefix("hc_") for name in CONFIG_MAPPING if name.startswith("hc_")]
     raise ValueError(
         f"{type(model).__name__} (model_type={model_type!r}) cannot be analyzed: give a model of this package, or a "
-        f"residual one of {', '.join(families)}. Adapters of peft come first into the model with merge_and_unload()."
+        f"residual one of {', '.join(families())}. Adapters of peft come first into the model with merge_and_unload()."
     )
 
 

@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Finetunes a checkpoint, hyper-connected or not, to classify texts, with the stock Trainer.
+"""Finetunes a checkpoint, hyper-connected or not, to classify texts, with a Trainer.
 
     modeling-hc finetune --model_name_or_path CHECKPOINT --train_files train.csv \\
         --validation_files validation.csv --output_dir runs/classifier [--flag value ...]
 
 Flags are the fields below and those of `transformers.TrainingArguments`. The run folder gets the classifier, its
-tokenizer and card, and metrics.json.
+tokenizer and card, and metrics.json. Exit status: as of `modeling-hc train`.
 """
 
 import re
@@ -18,7 +18,6 @@ import evaluate
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -26,18 +25,20 @@ from transformers import (
     EvalPrediction,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
 from transformers.utils import logging
 
+from ..configuration_hc import families
 from ..data import read_files, read_tokenizer
 from ..losses import joined
 from ..records import program, write_json
 from ..training import classification
 from ..training.arguments import Parser
 from ..training.run_folder import in_use
+from ..training.safe_trainer import SafeTrainer
+from . import train
 from .loading import check_has_config
 
 logger = logging.get_logger(__name__)
@@ -133,7 +134,7 @@ def load_padding_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTok
     return tokenizer
 
 
-def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trainer:
+def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> SafeTrainer:
     """Validates all inputs and builds the trainer."""
     folder = Path(training_args.output_dir)
     if in_use(folder) and not training_args.resume_from_checkpoint:
@@ -145,14 +146,10 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
     check_has_config(args.model_name_or_path)
     config = AutoConfig.from_pretrained(args.model_name_or_path)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        families = [
-            name
-            for name in CONFIG_MAPPING
-            if name.startswith("hc_") and CONFIG_MAPPING[name] in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-        ]
+        known = [c.model_type for c in families().values() if c in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING]
         raise ValueError(
             f"model_name_or_path={args.model_name_or_path} is of model_type={config.model_type}, without a sequence "
-            f"classification head. Give a checkpoint of {', '.join(families)}, or of a residual family that has one."
+            f"classification head. Give a checkpoint of {', '.join(known)}, or of a residual family that has one."
         )
     train, held_out = load_rows(args, "train_files"), load_rows(args, "validation_files")
     labels = sorted(set(train["label"]))
@@ -183,7 +180,7 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
         return metric.compute(predictions=scores.argmax(-1), references=references)
 
     training_args.remove_unused_columns = False  # the model reads what `collate` makes of them
-    return Trainer(
+    return SafeTrainer(
         model=model,
         args=training_args,
         data_collator=collate,
@@ -194,8 +191,8 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Trai
     )
 
 
-def main() -> None:
-    """Finetunes, leaves the classifier in the run folder, and evaluates it."""
+def run() -> int:
+    """Finetunes, leaves the classifier in the run folder, and evaluates it. Returns the exit status."""
     try:
         parser = Parser(
             (ClassifierArguments, TrainingArguments),
@@ -208,13 +205,24 @@ def main() -> None:
         trainer = prepare(args, training_args)
     except (ValueError, OSError) as error:
         sys.exit(f"{program()}: {error}")
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()  # before an evaluation, which may fail and with bf16_full_eval rounds the weights
-    results = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        write_json(Path(training_args.output_dir) / "metrics.json", results)
-    print(results)
+
+    def finetune() -> None:
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        if trainer.sigterm.stopped:
+            return
+        trainer.publish()  # before an evaluation, which may fail and with bf16_full_eval rounds the weights
+        results = trainer.evaluate()
+        if trainer.is_world_process_zero():
+            write_json(Path(training_args.output_dir) / "metrics.json", results)
+        print(results)
+
+    return train.supervise(trainer, finetune)
+
+
+def main() -> int:
+    """Runs the command line in a process of its own. Returns the exit status."""
+    return train.main(run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

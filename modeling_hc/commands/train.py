@@ -279,15 +279,26 @@ def run(read: Callable = parse, prepare: Callable = prepare, finish: Callable = 
         sys.exit(f"{program()}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{program()}: stopped before training; nothing was written.")
-    folder = Path(args.output_dir)
-    try:
+
+    def train_and_record() -> None:
+        folder = Path(args.output_dir)
         run = describe_run(model_args, data_args, args) | {"data": data, "parameters": trainer.model.num_parameters()}
         if trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             run["commands"] = [*earlier_commands(folder), run["command"]]
         trainer.add_callback(RecordRun(folder, run))
         train(trainer, lambda: finish(folder, run, trainer))
+
+    return supervise(trainer, train_and_record)
+
+
+def supervise(trainer: SafeTrainer, train: Callable[[], None]) -> int:
+    """Trains, and says how to go on where that has ended early. Returns the exit status."""
+    folder = Path(trainer.args.output_dir)
+    try:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        train()
     except ResumeError as error:
         sys.exit(f"{program()}: {error}")
     except (KeyboardInterrupt, NonFiniteError, SaveError, OSError) as error:

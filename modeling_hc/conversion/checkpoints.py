@@ -33,7 +33,7 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..configuration_hc import HyperConnectionConfigMixin
+from ..configuration_hc import HyperConnectionConfigMixin, families
 from ..hyper_connections import StreamModule
 from ..loading_hc import is_connection, shard_names
 
@@ -237,12 +237,11 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
 def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[type[PreTrainedConfig], str]:
     """Returns the hyper-connected configuration class of a checkpoint and the name of its Auto class."""
     # Conversion compares outputs on tokens, so it takes no ViT; `hyper_connect` does.
-    families: list[Any] = HyperConnectionConfigMixin.__subclasses__()
-    families = [family for family in families if "AutoModelForCausalLM" in family.auto_classes]
-    by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in families}
+    known = [family for family in families().values() if "AutoModelForCausalLM" in family.auto_classes]
+    by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in known}
     model_type = config_dict.get("model_type")
     if not isinstance(model_type, str) or model_type not in by_type:
-        if any(model_type == family.model_type for family in families):
+        if any(model_type == family.model_type for family in known):
             raise ConversionError(
                 f"{folder} is hyper-connected already (model_type={model_type!r}). `--reverse` makes it residual; to "
                 "change its fields, give them to `from_pretrained` and save what it loads."
