@@ -99,7 +99,14 @@ class HCDecoderLayerMixin:
         variant = CONNECTIONS[self.config.connection]
         known = {name: getattr(self.config, name) for name in VARIANT_FIELDS} | self.hyper_connection_norm()
         options = {name: value for name, value in known.items() if name in signature(variant).parameters}
-        return variant(self.config.num_streams, self.config.hidden_size, block_index, **options)
+        return variant(self.config.num_streams, self.config.stream_size, block_index, **options)
+
+    def open(self, embeddings: Tensor) -> Tensor:
+        """Makes the streams `[B, S, N, D]` of the embeddings: copies, or the embeddings' fractions."""
+        num_streams = self.config.num_streams
+        if self.config.stream_size < self.config.hidden_size:
+            return embeddings.unflatten(-1, (num_streams, -1))
+        return open_streams(embeddings, num_streams)
 
     def forward(
         self, hidden_states: Tensor | Unfinished, *, leave_unfinished: bool = False, **kwargs: Any
@@ -108,7 +115,7 @@ class HCDecoderLayerMixin:
 
         Args:
             hidden_states: the streams `[B, S, N, D]`, those that the layer before left unfinished, or the embeddings
-                `[B, S, D]`, of which each stream is a copy.
+                `[B, S, D]`, which `open` makes streams of.
             leave_unfinished: leave it to the next layer to write the last block's output.
             **kwargs: what upstream's model passes to a layer, for the blocks.
 
@@ -117,7 +124,7 @@ class HCDecoderLayerMixin:
         """
         streams, *unwritten = hidden_states if isinstance(hidden_states, tuple) else (hidden_states,)
         if streams.dim() == 3:
-            streams = open_streams(streams, self.config.num_streams)
+            streams = self.open(streams)
         for connection, block in self.blocks.items():
             streams, block_input, alpha, beta = getattr(self, connection)(streams, *unwritten)
             unwritten = [getattr(self, block)(block_input, **kwargs), alpha, beta]
@@ -167,10 +174,21 @@ class HCFinalNormMixin:
         """Reduces streams `[B, S, N, D]` to a hidden state `[B, S, D]`."""
         if self.config.stream_reduction == "gated":
             return self.head_hc(streams)
+        if streams.shape[-1] < self.config.hidden_size:  # fractions
+            return streams.flatten(-2)
         return close_streams(streams, self.config.stream_reduction)
 
     def closing_weights(self, streams: Tensor) -> Tensor:
-        """Returns the weight of each stream in what `close` returns, `[B, S, N]`, fp32 or wider."""
+        """Returns the weight of each stream in what `close` returns, `[B, S, N]`, fp32 or wider.
+
+        Raises:
+            ValueError: the streams are fractions, of which nothing is a weighted sum.
+        """
+        if streams.shape[-1] < self.config.hidden_size:
+            raise ValueError(
+                "connection='frac' cannot be analyzed: it mixes fractions of a hidden state, so that no layer reads a "
+                "weighted sum of what the layers before it wrote. `modeling_hc.health.health` measures such a model."
+            )
         if self.config.stream_reduction == "gated":
             return self.head_hc.weights(streams)
         num_streams = streams.shape[-2]
