@@ -339,14 +339,13 @@ class HCPreTrainedModelMixin:
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the hyper-connections' parameters that do not decay, for optimizers that ask for them.
 
-        They are the static coefficients (the paper's rule) and the norms' weights. Of the rest of the model, biases
-        and norms do not decay either: see `modeling_hc.parameter_groups`.
+        They are the static coefficients (the paper's rule), the norms' weights, and the gated reduction, which is part
+        of a norm. Of the rest of the model, biases and norms do not decay either: see `modeling_hc.parameter_groups`.
 
         Source: Section 4 ("Implementation") of arXiv 2409.19606.
         """
-        return {
-            name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|bias|norm)$", name)
-        }
+        undecayed = re.compile(r"_hc\.(alpha_bias|beta_bias|bias|norm)$|\bhead_hc\.")
+        return {name for name, _ in self.named_parameters() if undecayed.search(name)}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Calls upstream's with is_custom_code=False; for custom code it would re-initialise loaded weights."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The bounded variants (mHC, identity-HC, mHC-lite, KromHC) and frac-connections: mathematics, and models' promises."""
+"""The bounded variants and frac-connections: mathematics, and what models promise."""
 
 from collections import Counter
 from pathlib import Path
@@ -249,7 +249,7 @@ def test_the_health_of_fractions_is_that_of_their_carry_and_their_analysis_is_re
     expected = torch.linalg.svdvals(composite)[..., 1].mean().item()
     assert values["second_singular_value"] == pytest.approx(expected, rel=1e-4)
     assert values["forward_gain"] >= composite.abs().sum(-2).amax(-1).mean().item() * (1 - 1e-5)
-    with pytest.raises(ValueError, match="connection='frac' cannot be analyzed.*health"):
+    with pytest.raises(ValueError, match=r"connection='frac' cannot be analyzed.*health"):
         measure(model, [ids])
 
 
@@ -366,6 +366,18 @@ def test_a_gated_model_saves_loads_converts_and_counts_its_head(tmp_path: Path) 
         to_residual(tmp_path / "model", tmp_path / "residual")
     in_connections = sum(p.numel() for key, p in model.named_parameters() if "_hc." in key)
     assert f"of which {in_connections:,} in hyper-connections" in (tmp_path / "model/README.md").read_text()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_rule_decays_a_gated_reduction_which_is_part_of_the_norm(tmp_path: Path, family: str) -> None:
+    model = FAMILIES[family].trained(**GATED)
+    trainer = Trainer(model, TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
+    head = {f"model.norm.head_hc.{name}" for name in ("weight", "bias", "scale")}
+    _, undecayed = ({id(p) for p in group["params"]} for group in parameter_groups(model, weight_decay=0.1))
+
+    assert head.isdisjoint(trainer.get_decay_parameter_names(model))
+    assert head <= model.no_weight_decay()
+    assert all(id(model.get_parameter(key)) in undecayed for key in head)
 
 
 def test_one_stream_has_no_gated_reduction() -> None:
