@@ -107,12 +107,12 @@ unfused_depth_connection = _unfused(reference_depth_connection, depth_connection
 
 
 def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
-    """See `functional_hc.width_connection`, which reads fractions."""
+    """See `functional_hc.width_connection`, which always computes fractions itself."""
     return (unfused_width_connection if read_slots(alpha) == 1 else reference_width_connection)(streams, alpha)
 
 
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """See `functional_hc.depth_connection`, which writes fractions."""
+    """See `functional_hc.depth_connection`, which always computes fractions itself."""
     if read_slots(alpha) > 1:
         operation = reference_depth_connection
     else:

@@ -136,8 +136,10 @@ def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
     """
     with full_precision(streams):
         wide = widen(streams)
-        read = alpha[..., : read_slots(alpha)].to(wide.dtype).unsqueeze(-1)
-        return (read * wide.unsqueeze(-2)).sum(-3).flatten(-2).to(streams.dtype)
+        if (slots := read_slots(alpha)) > 1:
+            return _mixed(wide, alpha[..., :slots]).flatten(-2).to(streams.dtype)
+        read = alpha[..., 0].to(wide.dtype).unsqueeze(-1)
+        return (read * wide).sum(-2).to(streams.dtype)
 
 
 def dynamic_width_connection(
@@ -188,10 +190,13 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
     with full_precision(streams):
         wide = widen(streams)
         slots = read_slots(alpha)
-        carry = alpha[..., slots:].to(wide.dtype).unsqueeze(-1)
-        carried = (carry * wide.unsqueeze(-2)).sum(-3)
-        written = beta.to(wide.dtype).unsqueeze(-1) * block_output.unflatten(-1, (slots, -1))
-        return (carried + written).to(streams.dtype)
+        parts = block_output.unflatten(-1, (slots, -1)) if slots > 1 else block_output.unsqueeze(-2)
+        written = beta.to(wide.dtype).unsqueeze(-1) * parts
+        return (_mixed(wide, alpha[..., slots:]) + written).to(streams.dtype)
+
+
+def _mixed(wide: Tensor, weights: Tensor) -> Tensor:
+    return (weights.to(wide.dtype).unsqueeze(-1) * wide.unsqueeze(-2)).sum(-3)
 
 
 def joint_projection(streams: Tensor, weight: Tensor, eps: float) -> Tensor:
