@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainin
 from modeling_hc import HCLlamaConfig, kernels, parameter_groups
 from modeling_hc.analysis import measure, record, unfolding_error
 from modeling_hc.analysis.recording import connections, hooked
+from modeling_hc.benchmark.measurement import memory
+from modeling_hc.benchmark.variants import build
 from modeling_hc.configuration_hc import HyperConnectionConfigMixin
 from modeling_hc.conversion import ConversionError, to_hyper_connected, to_residual
 from modeling_hc.functional_hc import depth_connection, sinkhorn, width_connection
@@ -152,6 +154,19 @@ def test_mhc_keeps_its_logits_and_the_streams_once_for_the_backward_pass() -> No
         outputs = module(streams)  # held, so that no other tensor gets the address of one that is kept
 
     assert outputs and (sum(kept.values()) - parameters - streams.nbytes) / 100 < 400  # unrolled: 3 kB a token more
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_narrow_model_keeps_little_more_for_the_backward_pass_than_the_residual_one(name: str) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape |= {"vocab_size": 1024, "max_position_embeddings": 128}
+    tokens = torch.arange(256).view(2, 128)
+
+    residual, kept = (
+        memory(build(each, shape, torch.float32, "cpu"), tokens)["kept"] for each in ("stock", f"{name}-4")
+    )
+
+    assert 1 < kept / residual < (1.25 if name == "frac" else 1.45)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
