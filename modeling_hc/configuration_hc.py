@@ -71,8 +71,9 @@ class HyperConnectionConfigMixin:
         num_streams: N, the number of residual streams ("expansion rate" n in the paper), 1 to 1024.
         connection: the variant. "dynamic" (DHC) and "static" (SHC) are the paper's; "mhc" (a doubly stochastic carry),
             "identity" (none), "mhc_lite" (permutations) and "kromhc" (Kronecker products) bound what is read,
-            written and carried.
-        use_tanh: whether coefficients of "dynamic" pass through tanh; False is the paper's "W/O tanh".
+            written and carried. "frac" is "dynamic" of `num_streams` fractions of one hidden state instead of streams
+            of its size; whatever `stream_reduction` is, they are put side by side again.
+        use_tanh: whether coefficients of "dynamic" and "frac" pass through tanh; False is the paper's "W/O tanh".
         sinkhorn_iterations: of "mhc", 1 to 1000; its paper's number is 20.
         hc_eps: a number that the bounded variants add to what is read, and "mhc" to sums that it divides by. At the
             default only numbers that underflow feel it; checkpoints of other libraries come with 1e-6.
@@ -95,7 +96,7 @@ class HyperConnectionConfigMixin:
     """
 
     num_streams: int = _number_of_streams(default=4)
-    connection: Literal["dynamic", "static", "mhc", "identity", "mhc_lite", "kromhc"] = "dynamic"
+    connection: Literal["dynamic", "static", "mhc", "identity", "mhc_lite", "kromhc", "frac"] = "dynamic"
     use_tanh: bool = True
     sinkhorn_iterations: int = 20
     hc_eps: float = 1e-20
@@ -131,6 +132,11 @@ class HyperConnectionConfigMixin:
         """Upstream's. PEFT reads the dictionary just before it looks its `model_type` up."""
         register_names_lazily(type(self))
         return super().to_dict()
+
+    @property
+    def stream_size(self) -> int:
+        """D, the size of a stream: the hidden size, or that of a fraction."""
+        return self.hidden_size // self.num_streams if self.connection == "frac" else self.hidden_size
 
     def validate_values(self) -> None:
         """Validates inherited fields. Upstream checks few of them, and some give no model or one that returns NaN.
@@ -201,6 +207,18 @@ class HyperConnectionConfigMixin:
         if self.connection in ("dynamic", "static"):
             return
         variant, streams = f"with connection={self.connection!r}", self.num_streams
+        if self.connection == "frac":
+            require(
+                self.hidden_size % streams == 0,
+                "num_streams",
+                f"a divisor of hidden_size={self.hidden_size} {variant}",
+            )
+            require(
+                self.stream_reduction != "gated",
+                "stream_reduction",
+                f"'sum' or 'mean' {variant}, where none is needed",
+            )
+            return
         require(self.use_tanh, "use_tanh", f"true {variant}, which has no tanh to leave out")
         require(streams > 1, "num_streams", f"2 or more {variant}, whose reads are sigmoids and never 1")
         if self.connection == "mhc_lite":

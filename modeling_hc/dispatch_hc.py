@@ -28,6 +28,7 @@ from .autograd_hc import width_connection as width_connection_by_hand
 from .functional_hc import depth_connection as reference_depth_connection
 from .functional_hc import dynamic_width_connection as reference_dynamic_width_connection
 from .functional_hc import joint_projection as reference_joint_projection
+from .functional_hc import read_slots
 from .functional_hc import sinkhorn as reference_sinkhorn
 from .functional_hc import width_connection as reference_width_connection
 from .recompute_hc import record
@@ -99,15 +100,23 @@ def _unfused(reference: Operation, by_hand: Operation) -> Operation:
 
 
 dynamic_width_connection = _unfused(reference_dynamic_width_connection, dynamic_width_connection_by_hand)
-width_connection = _unfused(reference_width_connection, width_connection_by_hand)
 joint_projection = _unfused(reference_joint_projection, joint_projection_by_hand)
 sinkhorn = _unfused(reference_sinkhorn, sinkhorn_by_hand)
+unfused_width_connection = _unfused(reference_width_connection, width_connection_by_hand)
 unfused_depth_connection = _unfused(reference_depth_connection, depth_connection_by_hand)
 
 
+def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
+    """See `functional_hc.width_connection`, which always computes fractions itself."""
+    return (unfused_width_connection if read_slots(alpha) == 1 else reference_width_connection)(streams, alpha)
+
+
 def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """See `functional_hc.depth_connection`."""
-    operation = fused_depth_connection if fuses(streams) else unfused_depth_connection
+    """See `functional_hc.depth_connection`, which always computes fractions itself."""
+    if read_slots(alpha) > 1:
+        operation = reference_depth_connection
+    else:
+        operation = fused_depth_connection if fuses(streams) else unfused_depth_connection
     return record(streams, block_output, alpha, beta, operation(streams, block_output, alpha, beta))
 
 

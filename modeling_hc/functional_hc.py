@@ -127,15 +127,17 @@ def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:
 
     Args:
         streams: H, `[..., N, D]`.
-        alpha: `(A_m A_r)`, `[N, 1+N]` (static) or `[..., N, 1+N]` (dynamic).
+        alpha: `(A_m A_r)`, `[N, 1+N]` (static) or `[..., N, 1+N]` (dynamic); of fractions `[..., N, N+N]`.
 
     Returns:
-        `[..., D]`, in the streams' dtype.
+        `[..., D]`, in the streams' dtype; of fractions `[..., N*D]`, one sum after the other.
 
     Source: Eq. 3, 7.
     """
     with full_precision(streams):
         wide = widen(streams)
+        if (slots := read_slots(alpha)) > 1:
+            return _mixed(wide, alpha[..., :slots]).flatten(-2).to(streams.dtype)
         read = alpha[..., 0].to(wide.dtype).unsqueeze(-1)
         return (read * wide).sum(-2).to(streams.dtype)
 
@@ -176,8 +178,8 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
 
     Args:
         streams: H, `[..., N, D]`, as they were read.
-        block_output: T(h_0), `[..., D]`.
-        alpha: `(A_m A_r)`, `[N, 1+N]` or `[..., N, 1+N]`.
+        block_output: T(h_0), `[..., D]`; of fractions `[..., N*D]`, of which each gets its own part.
+        alpha: `(A_m A_r)`, `[N, 1+N]` or `[..., N, 1+N]`; of fractions `[..., N, N+N]`.
         beta: B, `[N]` or `[..., N]`.
 
     Returns:
@@ -187,10 +189,14 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
     """
     with full_precision(streams):
         wide = widen(streams)
-        carry = alpha[..., 1:].to(wide.dtype).unsqueeze(-1)
-        carried = (carry * wide.unsqueeze(-2)).sum(-3)
-        written = beta.to(wide.dtype).unsqueeze(-1) * block_output.unsqueeze(-2)
-        return (carried + written).to(streams.dtype)
+        slots = read_slots(alpha)
+        parts = block_output.unflatten(-1, (slots, -1)) if slots > 1 else block_output.unsqueeze(-2)
+        written = beta.to(wide.dtype).unsqueeze(-1) * parts
+        return (_mixed(wide, alpha[..., slots:]) + written).to(streams.dtype)
+
+
+def _mixed(wide: Tensor, weights: Tensor) -> Tensor:
+    return (weights.to(wide.dtype).unsqueeze(-1) * wide.unsqueeze(-2)).sum(-3)
 
 
 def joint_projection(streams: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -231,6 +237,12 @@ def sinkhorn(logits: Tensor, iterations: int, hc_eps: float) -> Tensor:
         matrix = matrix / (matrix.sum(-1, keepdim=True) + hc_eps)
         matrix = matrix / (matrix.sum(-2, keepdim=True) + hc_eps)
     return matrix
+
+
+def read_slots(alpha: Tensor) -> int:
+    """Returns how many of alpha's columns are read: one, or N where the streams are fractions of a hidden state."""
+    num_streams = alpha.shape[-2]
+    return num_streams if alpha.shape[-1] == 2 * num_streams else 1
 
 
 def wide_dtype(streams: Tensor) -> torch.dtype:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from .dispatch_hc import boundary, depth_connection, dynamic_boundary, joint_projection, sinkhorn, width_connection
-from .functional_hc import full_precision
+from .functional_hc import coefficients, full_precision, projection
 
 
 def _is_narrow(tensor: Tensor) -> bool:
@@ -115,7 +115,10 @@ class HyperConnection(StreamModule):
         self.block_index = block_index
 
     def coefficients(self, streams: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns alpha `[..., N, 1+N]` and beta `[..., N]` for streams `[B, S, N, D]`, fp32 or wider."""
+        """Returns alpha `[..., N, 1+N]` and beta `[..., N]` for streams `[B, S, N, D]`, fp32 or wider.
+
+        Of fractions, alpha is `[..., N, N+N]`: as many columns are read as are carried.
+        """
         raise NotImplementedError
 
     def static_coefficients(self) -> tuple[Tensor, Tensor]:
@@ -155,15 +158,19 @@ class _UnboundedHyperConnection(HyperConnection):
 
     def __init__(self, num_streams: int, hidden_size: int, block_index: int) -> None:
         super().__init__(num_streams, hidden_size, block_index)
-        self.alpha_bias = _parameter(num_streams, 1 + num_streams)
+        self.read_slots = self.initial_read().shape[1]
+        self.alpha_bias = _parameter(num_streams, self.read_slots + num_streams)
         self.beta_bias = _parameter(num_streams)
 
+    def initial_read(self) -> Tensor:
+        """Returns A_m = e_(k mod N), `[N, 1]`."""
+        return torch.eye(self.num_streams, dtype=torch.float32)[:, self.block_index % self.num_streams, None]
+
     def initial_values(self) -> dict[str, Tensor]:
-        """Returns B = 1, A_m = e_(k mod N), A_r = I (Eq. 14)."""
+        """Returns B = 1, A_m, A_r = I (Eq. 14)."""
         carry = torch.eye(self.num_streams, dtype=torch.float32)
-        read = carry[:, self.block_index % self.num_streams, None]
         return {
-            "alpha_bias": torch.cat([read, carry], dim=1),
+            "alpha_bias": torch.cat([self.initial_read(), carry], dim=1),
             "beta_bias": torch.ones(self.num_streams, dtype=torch.float32),
         }
 
@@ -226,7 +233,7 @@ class DynamicHyperConnection(_UnboundedHyperConnection):
         self.centered = centered
         self.affine = affine
         self.gate_init = gate_init
-        self.alpha_weight = _parameter(1 + num_streams, hidden_size)
+        self.alpha_weight = _parameter(self.read_slots + num_streams, hidden_size)
         self.beta_weight = _parameter(hidden_size)
         self.alpha_scale = _parameter(1)  # not a scalar, which FSDP2 cannot shard
         self.beta_scale = _parameter(1)
@@ -237,7 +244,7 @@ class DynamicHyperConnection(_UnboundedHyperConnection):
     def initial_values(self) -> dict[str, Tensor]:
         """Adds W_m = W_r = W_beta = 0 (Eq. 14), the gates s_alpha and s_beta (Algorithm 2) and the norm's ones."""
         values = super().initial_values() | {
-            "alpha_weight": torch.zeros(1 + self.num_streams, self.hidden_size, dtype=torch.float32),
+            "alpha_weight": torch.zeros(self.read_slots + self.num_streams, self.hidden_size, dtype=torch.float32),
             "beta_weight": torch.zeros(self.hidden_size, dtype=torch.float32),
             "alpha_scale": torch.full((1,), self.gate_init, dtype=torch.float32),
             "beta_scale": torch.full((1,), self.gate_init, dtype=torch.float32),
@@ -264,6 +271,35 @@ class DynamicHyperConnection(_UnboundedHyperConnection):
     def extra_repr(self) -> str:
         norm = f"{'LayerNorm' if self.centered else 'RMSNorm'}, eps={self.eps}, affine={self.affine}"
         return f"{super().extra_repr()}, use_tanh={self.use_tanh}, {norm}"
+
+
+class FracHyperConnection(DynamicHyperConnection):
+    """Frac-connection: the streams are fractions of one hidden state, each a part of its channels.
+
+    The block reads as many sums of the fractions as there are, one after the other as its D channels, and each
+    fraction is written the part of the output that has its place. At first that is the residual network.
+
+    Args:
+        num_streams: N, the number of fractions.
+        hidden_size: D / N, the size of a fraction, over which the norm goes.
+        block_index, use_tanh, eps, centered, affine, gate_init: see `DynamicHyperConnection`.
+
+    Source: arXiv 2503.14125.
+    """
+
+    label = "DFC"
+
+    def initial_read(self) -> Tensor:
+        """Returns Y = I, `[N, N]`."""
+        return torch.eye(self.num_streams, dtype=torch.float32)
+
+    def coefficients(self, streams: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.cat([self.alpha_weight, self.beta_weight[None]])
+        projected = projection(streams, weight, self.norm if self.affine else None, self.eps, self.centered)
+        static = self.alpha_bias, self.beta_bias
+        return coefficients(projected, self.alpha_scale, self.beta_scale, *static, self.use_tanh)
+
+    forward = HyperConnection.forward
 
 
 class JointHyperConnection(HyperConnection):
@@ -440,6 +476,7 @@ CONNECTIONS: dict[str, type[HyperConnection]] = {
     "identity": IdentityHyperConnection,
     "mhc_lite": PermutationHyperConnection,
     "kromhc": KroneckerHyperConnection,
+    "frac": FracHyperConnection,
 }
 """The variants, as a configuration's `connection` names them."""
 

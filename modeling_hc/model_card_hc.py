@@ -153,13 +153,15 @@ def add_evaluation(folder: str | PathLike, results: list[EvalResult]) -> bool:
 def _introduction(model: PreTrainedModel) -> str:
     config = model.config
     variant = f"{CONNECTIONS[config.connection].label}x{config.num_streams}"
-    if config.connection == "dynamic" and not config.use_tanh:
+    whole = config.stream_size == config.hidden_size
+    streams = f"{config.num_streams} {'residual streams' if whole else 'fractions of the residual stream'}"
+    if config.connection in ("dynamic", "frac") and not config.use_tanh:
         variant += " W/O tanh"
     in_connections = sum(p.numel() for m in model.modules() if isinstance(m, StreamModule) for p in m.parameters())
     facts = [
         ("Architecture", f"`{type(model).__name__}`: `{config.parent_model_type}` with hyper-connections"),
-        ("Variant", f"{variant} ({config.connection}, {config.num_streams} residual streams)"),
-        ("Streams reduced by", config.stream_reduction),
+        ("Variant", f"{variant} ({config.connection}, {streams})"),
+        ("Streams reduced by", config.stream_reduction if whole else "concatenation"),
         ("Layers, hidden size", f"{config.num_hidden_layers}, {config.hidden_size}"),
         ("Vocabulary", f"{config.vocab_size:,}")
         if hasattr(config, "vocab_size")
@@ -169,8 +171,8 @@ def _introduction(model: PreTrainedModel) -> str:
     return (
         f"# {config.parent_model_type} with hyper-connections, {variant}\n\n"
         f"A Transformer whose residual connections are [hyper-connections](https://arxiv.org/abs/2409.19606): each "
-        f"attention and MLP block reads from and writes to {config.num_streams} residual streams with learned "
-        f"weights.\n\n" + _table(["", ""], facts)
+        f"attention and MLP block reads from and writes to {streams} with learned weights.\n\n"
+        + _table(["", ""], facts)
     )
 
 

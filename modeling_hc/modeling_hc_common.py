@@ -97,7 +97,14 @@ class HCDecoderLayerMixin:
         variant = CONNECTIONS[self.config.connection]
         known = {name: getattr(self.config, name) for name in VARIANT_FIELDS} | self.hyper_connection_norm()
         options = {name: value for name, value in known.items() if name in signature(variant).parameters}
-        return variant(self.config.num_streams, self.config.hidden_size, block_index, **options)
+        return variant(self.config.num_streams, self.config.stream_size, block_index, **options)
+
+    def open(self, embeddings: Tensor) -> Tensor:
+        """Makes the streams `[B, S, N, D]` of the embeddings: copies, or the embeddings' fractions."""
+        num_streams = self.config.num_streams
+        if self.config.stream_size < self.config.hidden_size:
+            return embeddings.unflatten(-1, (num_streams, -1))
+        return open_streams(embeddings, num_streams)
 
     def forward(
         self, hidden_states: Tensor | Unfinished, *, leave_unfinished: bool = False, **kwargs: Any
@@ -106,7 +113,7 @@ class HCDecoderLayerMixin:
 
         Args:
             hidden_states: the streams `[B, S, N, D]`, those that the layer before left unfinished, or the embeddings
-                `[B, S, D]`, of which each stream is a copy.
+                `[B, S, D]`, which `open` makes streams of.
             leave_unfinished: leave it to the next layer to write the last block's output.
             **kwargs: what upstream's model passes to a layer, for the blocks.
 
@@ -115,7 +122,7 @@ class HCDecoderLayerMixin:
         """
         streams, *unwritten = hidden_states if isinstance(hidden_states, tuple) else (hidden_states,)
         if streams.dim() == 3:
-            streams = open_streams(streams, self.config.num_streams)
+            streams = self.open(streams)
         for connection, block in self.blocks.items():
             streams, block_input, alpha, beta = getattr(self, connection)(streams, *unwritten)
             unwritten = [getattr(self, block)(block_input, **kwargs), alpha, beta]
@@ -165,10 +172,21 @@ class HCFinalNormMixin:
         """Reduces streams `[B, S, N, D]` to a hidden state `[B, S, D]`."""
         if self.config.stream_reduction == "gated":
             return self.head_hc(streams)
+        if streams.shape[-1] < self.config.hidden_size:  # fractions
+            return streams.flatten(-2)
         return close_streams(streams, self.config.stream_reduction)
 
     def closing_weights(self, streams: Tensor) -> Tensor:
-        """Returns the weight of each stream in what `close` returns, `[B, S, N]`, fp32 or wider."""
+        """Returns the weight of each stream in what `close` returns, `[B, S, N]`, fp32 or wider.
+
+        Raises:
+            ValueError: the streams are fractions, of which nothing is a weighted sum.
+        """
+        if streams.shape[-1] < self.config.hidden_size:
+            raise ValueError(
+                "connection='frac' cannot be analyzed: it mixes fractions of a hidden state, so that no layer reads a "
+                "weighted sum of what the layers before it wrote. `modeling_hc.health.health` measures such a model."
+            )
         if self.config.stream_reduction == "gated":
             return self.head_hc.weights(streams)
         num_streams = streams.shape[-2]
@@ -311,14 +329,13 @@ class HCPreTrainedModelMixin:
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the hyper-connections' parameters that do not decay, for optimizers that ask for them.
 
-        They are the static coefficients (the paper's rule) and the norms' weights. Of the rest of the model, biases
-        and norms do not decay either: see `modeling_hc.parameter_groups`.
+        They are the static coefficients (the paper's rule), the norms' weights, and the gated reduction, which is part
+        of a norm. Of the rest of the model, biases and norms do not decay either: see `modeling_hc.parameter_groups`.
 
         Source: Section 4 ("Implementation") of arXiv 2409.19606.
         """
-        return {
-            name for name, _ in self.named_parameters() if re.search(r"_hc\.(alpha_bias|beta_bias|bias|norm)$", name)
-        }
+        undecayed = re.compile(r"_hc\.(alpha_bias|beta_bias|bias|norm)$|\bhead_hc\.")
+        return {name for name, _ in self.named_parameters() if undecayed.search(name)}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Calls upstream's with is_custom_code=False; for custom code it would re-initialise loaded weights."""

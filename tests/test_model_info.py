@@ -95,7 +95,7 @@ def test_every_variant_has_the_parameters_of_its_formula(capsys: pytest.CaptureF
     d = load_recipe(RECIPES / "olmoe-10m-30m-dhc4.json").hidden_size
     rows = {"mhc": (24, 3), "identity": (8, 2), "mhc_lite": (32, 3), "kromhc": (12, 3)}
     expected = {name: (4 * d + 1) * count + gates for name, (count, gates) in rows.items()}
-    expected |= {"static": 24, "dynamic": 24 + 6 * d + 2 + d}
+    expected |= {"static": 24, "dynamic": 24 + 6 * d + 2 + d, "frac": 36 + 9 * (d // 4) + 2 + d // 4}
     command = ["info", "configuration/models/olmoe-10m-30m-dhc4.json", "--json", "--connection", *expected]
     monkeypatch.setattr("sys.argv", command)
     monkeypatch.chdir(RECIPES.parents[1])

@@ -19,9 +19,11 @@ OLMO_1B, OLMO_7B, OLMOE = 1_176_764_416, 6_888_095_744, 6_919_161_856
 OLMOE_NORMS = 2048 * (2 * 16 + 1)
 
 
-def parameters(recipe: str) -> int:
+def parameters(recipe: str, **changes: str) -> int:
+    config = load_recipe(RECIPES / f"{recipe}.json")
+    config.update(changes)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_recipe(RECIPES / f"{recipe}.json"))
+        model = AutoModelForCausalLM.from_config(config)
     return model.num_parameters()
 
 
@@ -53,6 +55,11 @@ def dhc(streams: int, blocks: int, hidden_size: int, norm: int) -> int:
 )
 def test_a_recipe_of_the_paper_has_its_number_of_parameters(recipe: str, exact: int, by_equation: int) -> None:
     assert parameters(recipe) == exact == by_equation
+
+
+def test_four_fractions_of_olmoe_have_the_parameters_of_their_paper() -> None:
+    """The number of DFCx4 in arXiv 2503.14125."""
+    assert parameters("olmoe-1b-7b-dhc4", connection="frac") == OLMOE + 165_056
 
 
 @pytest.mark.parametrize(

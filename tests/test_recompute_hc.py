@@ -126,33 +126,45 @@ WORKER = """
 import importlib.util, sys, torch, torch.distributed as dist
 sys.path.insert(0, {tests!r})
 from test_recompute_hc import IDS, gradients, model
-from modeling_hc import dispatch_hc
-from torch.distributed.fsdp import fully_shard
+from modeling_hc import HyperConnection, dispatch_hc
+from modeling_hc.hyper_connections import CONNECTIONS
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
 
 
-def shard(net):
-    for layer in net.model.layers:
-        fully_shard(layer)
-    return fully_shard(net)
+def shard(net, dtype=None):
+    for module in (*net.model.layers, net):
+        fully_shard(module, mp_policy=MixedPrecisionPolicy(param_dtype=dtype))
+    return net
 
 
-for connection in ("static", "dynamic", "mhc"):
-    for wrap in ("ddp", "fsdp2"):
-        results = []
+def note(connection, args, output):
+    dtypes.update(parameter.dtype for parameter in connection.parameters())
+
+
+for connection in CONNECTIONS:
+    for wrap in ("ddp", "fsdp2", "fsdp2 in bf16"):
+        results, dtypes = [], set()
         for sites in (1, 4):
             net = model(connection=connection)
             net.recompute_streams(sites)
             if wrap == "ddp":
                 wrapped = DistributedDataParallel(net)
-            else:
+            elif wrap == "fsdp2":
                 wrapped = shard(net)
+            else:
+                net.shard_connections()
+                wrapped = shard(net, torch.bfloat16)
+            for module in net.modules():
+                if isinstance(module, HyperConnection):
+                    module.register_forward_hook(note)
             ids = IDS[dist.get_rank() :][:1]
             wrapped(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             results.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), (connection, wrap)
+        assert dtypes == {{torch.float32}}, (connection, wrap, dtypes)
         assert any(g.abs().max() > 0 for g in results[0])
 if importlib.util.find_spec("triton"):
     from modeling_hc import triton_hc

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""The bounded variants (mHC, identity-HC, mHC-lite, KromHC): their mathematics, and what their models promise."""
+"""The bounded variants and frac-connections: mathematics, and what models promise."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,13 +18,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainin
 
 from modeling_hc import HCLlamaConfig, kernels, parameter_groups
 from modeling_hc.analysis import measure, record, unfolding_error
+from modeling_hc.analysis.recording import connections, hooked
+from modeling_hc.benchmark.measurement import memory
+from modeling_hc.benchmark.variants import build
 from modeling_hc.configuration_hc import HyperConnectionConfigMixin
 from modeling_hc.conversion import ConversionError, to_hyper_connected, to_residual
 from modeling_hc.functional_hc import depth_connection, sinkhorn, width_connection
 from modeling_hc.health import health
-from modeling_hc.hyper_connections import CONNECTIONS, JointHyperConnection
+from modeling_hc.hyper_connections import CONNECTIONS, HyperConnection, JointHyperConnection
 
 JOINT = [name for name, variant in CONNECTIONS.items() if issubclass(variant, JointHyperConnection)]
+VARIANTS = [*JOINT, "frac"]
 FAMILIES = {
     "llama": test_modeling_hc_llama.TestHCLlama(),
     "olmo": test_modeling_hc_olmo.TestHCOlmo(),
@@ -37,7 +41,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def away(name: str, n: int, d: int = 6, spread: float = 0.7) -> JointHyperConnection:
+def away(name: str, n: int, d: int = 6, spread: float = 0.7) -> HyperConnection:
     """A connection in fp64 whose parameters are all away from their initial values."""
     module = CONNECTIONS[name](n, d, block_index=1).double()
     with torch.no_grad():
@@ -51,16 +55,17 @@ def away(name: str, n: int, d: int = 6, spread: float = 0.7) -> JointHyperConnec
 
 @pytest.mark.parametrize("how", ["auto", "reference"])
 @pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_boundary_and_its_gradients_equal_the_reference(name: str, n: int, how: str) -> None:
     module, d = away(name, n, spread=3), 6
-    streams, output = draw(2, 3, n, d, seed=8).requires_grad_(), draw(2, 3, d, seed=9).requires_grad_()
-    before = [c.requires_grad_() for c in (draw(2, 3, n, 1 + n, seed=10), draw(2, 3, n, seed=11))]
+    slots = n if name == "frac" else 1
+    streams, output = draw(2, 3, n, d, seed=8).requires_grad_(), draw(2, 3, slots * d, seed=9).requires_grad_()
+    before = [c.requires_grad_() for c in (draw(2, 3, n, slots + n, seed=10), draw(2, 3, n, seed=11))]
     inputs = [streams, output, *before, *module.parameters()]
     with kernels(how):
         found = module(streams, output, *before)
         new = variants_math.depth(streams, output, *before)
-        alpha, beta = variants_math.constrained(new, dict(module.named_parameters()), name)
+        alpha, beta = variants_math.coefficients(name, new, dict(module.named_parameters()))
         expected = [new, variants_math.width(new, alpha), alpha, beta]
         weights = [draw(*t.shape, seed=12) for t in expected]
 
@@ -71,7 +76,7 @@ def test_a_boundary_and_its_gradients_equal_the_reference(name: str, n: int, how
 
     for actual, right in zip([*found, *gradients], [*expected, *wanted], strict=True):
         torch.testing.assert_close(actual, right, rtol=1e-12, atol=1e-13)
-    assert (alpha[..., 1:] - alpha[..., 1:].mT).abs().max() > 0.1 or name in ("identity", "kromhc") or n == 2
+    assert (alpha[..., -n:] - alpha[..., -n:].mT).abs().max() > 0.1 or name in ("identity", "kromhc") or n == 2
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -118,7 +123,7 @@ def test_a_column_of_logits_that_underflows_stays_finite() -> None:
         assert carry.isfinite().all() and hard.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_connection_does_not_look_at_other_tokens_and_is_fp32_under_autocast(name: str) -> None:
     module, streams = away(name, 4).float(), draw(2, 5, 4, 6).float()
     changed = streams.clone()
@@ -130,8 +135,8 @@ def test_a_connection_does_not_look_at_other_tokens_and_is_fp32_under_autocast(n
 
     assert alpha.dtype == beta.dtype == torch.float32
     assert torch.equal(block_input[:, :2], other_input[:, :2])
-    expected = variants_math.constrained(
-        streams.double(), {k: v.double() for k, v in module.state_dict().items()}, name
+    expected = variants_math.coefficients(
+        name, streams.double(), {k: v.double() for k, v in module.state_dict().items()}
     )
     torch.testing.assert_close(alpha.double(), expected[0], rtol=0, atol=1e-5)
 
@@ -151,11 +156,24 @@ def test_mhc_keeps_its_logits_and_the_streams_once_for_the_backward_pass() -> No
     assert outputs and (sum(kept.values()) - parameters - streams.nbytes) / 100 < 400  # unrolled: 3 kB a token more
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_narrow_model_keeps_little_more_for_the_backward_pass_than_the_residual_one(name: str) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape |= {"vocab_size": 1024, "max_position_embeddings": 128}
+    tokens = torch.arange(256).view(2, 128)
+
+    residual, kept = (
+        memory(build(each, shape, torch.float32, "cpu"), tokens)["kept"] for each in ("stock", f"{name}-4")
+    )
+
+    assert 1 < kept / residual < (1.25 if name == "frac" else 1.45)
+
+
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_streams", [2, 4])
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fresh_model_equals_its_residual_parent(family: str, name: str, num_streams: int) -> None:
     fields = {"connection": name, "num_streams": num_streams, "stream_reduction": "mean", "output_rescaling": "none"}
@@ -163,7 +181,7 @@ def test_a_fresh_model_equals_its_residual_parent(family: str, name: str, num_st
     parent = AutoModelForCausalLM.from_config(FAMILIES[family].parent_config()).eval()
     parent.load_state_dict({k: v for k, v in model.state_dict().items() if "_hc." not in k}, strict=True)
 
-    assert close(model(**batch()).logits, parent(**batch()).logits, 2e-6)
+    assert close(model(**batch()).logits, parent(**batch()).logits, 0 if name == "frac" else 2e-6)
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -198,7 +216,7 @@ def spread(model: PreTrainedModel) -> float:
     return ((streams - mean).norm() / mean.norm()).item()
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_learns_with_checkpointing_and_recompute_to_the_last_bit(family: str, name: str) -> None:
     model = FAMILIES[family].trained(connection=name)
@@ -230,7 +248,27 @@ def test_analysis_and_health_are_exact(family: str, name: str) -> None:
     assert values["dynamic_size"] > 0.01 and measured.layers.moved[1:7].min() > 0.001
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_health_of_fractions_is_that_of_their_carry_and_their_analysis_is_rejected(family: str) -> None:
+    model = FAMILIES[family].trained(connection="frac")
+    carries: list[Tensor] = []
+    with hooked(
+        [(site, lambda module, args, output: carries.append(output[2][..., 4:])) for site in connections(model)]
+    ):
+        model(ids)
+    composite = carries[0]
+    for carry in carries[1:]:
+        composite = composite @ carry
+    values = health(model, ids)
+
+    expected = torch.linalg.svdvals(composite)[..., 1].mean().item()
+    assert values["second_singular_value"] == pytest.approx(expected, rel=1e-4)
+    assert values["forward_gain"] >= composite.abs().sum(-2).amax(-1).mean().item() * (1 - 1e-5)
+    with pytest.raises(ValueError, match=r"connection='frac' cannot be analyzed.*health"):
+        measure(model, [ids])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_generates_with_a_cache_what_it_does_without_and_after_saving(
     tmp_path: Path, family: str, name: str
@@ -245,10 +283,11 @@ def test_a_model_generates_with_a_cache_what_it_does_without_and_after_saving(
     assert torch.equal(generate(loaded, **prompts), expected)
     assert {p.dtype for key, p in low.named_parameters() if "_hc." in key} == {torch.float32}
     assert all(torch.equal(p, low.get_parameter(key)) for key, p in model.named_parameters() if "_hc." in key)
-    assert f"{CONNECTIONS[name].label}x4 ({name}, 4 residual streams)" in (tmp_path / "README.md").read_text()
+    streams = "fractions of the residual stream" if name == "frac" else "residual streams"
+    assert f"{CONNECTIONS[name].label}x4 ({name}, 4 {streams})" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_compiled_model_has_the_outputs_and_gradients_of_the_eager_one(name: str) -> None:
     model = FAMILIES["llama"].trained(connection=name, num_hidden_layers=1, sinkhorn_iterations=2)
     logits, gradients = forward_and_backward(model)
@@ -344,6 +383,18 @@ def test_a_gated_model_saves_loads_converts_and_counts_its_head(tmp_path: Path) 
     assert f"of which {in_connections:,} in hyper-connections" in (tmp_path / "model/README.md").read_text()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_rule_decays_a_gated_reduction_which_is_part_of_the_norm(tmp_path: Path, family: str) -> None:
+    model = FAMILIES[family].trained(**GATED)
+    trainer = Trainer(model, TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
+    head = {f"model.norm.head_hc.{name}" for name in ("weight", "bias", "scale")}
+    _, undecayed = ({id(p) for p in group["params"]} for group in parameter_groups(model, weight_decay=0.1))
+
+    assert head.isdisjoint(trainer.get_decay_parameter_names(model))
+    assert head <= model.no_weight_decay()
+    assert all(id(model.get_parameter(key)) in undecayed for key in head)
+
+
 def test_one_stream_has_no_gated_reduction() -> None:
     with pytest.raises(ValueError, match=r"num_streams=1 .* 2 or more with stream_reduction='gated'"):
         HCLlamaConfig(num_streams=1, **GATED)
@@ -366,6 +417,8 @@ def test_every_name_of_the_configuration_is_a_variant_with_its_own_label() -> No
         ({"connection": "identity", "use_tanh": False}, "use_tanh=False .* no tanh"),
         ({"connection": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0 .* from 1 to 1000"),
         ({"hc_eps": 0.0}, "hc_eps=0.0 .* more than 0"),
+        ({"connection": "frac", "hidden_size": 64, "num_streams": 3}, "num_streams=3 .* a divisor of hidden_size=64"),
+        ({"connection": "frac", "stream_reduction": "gated"}, "stream_reduction='gated' .* 'sum' or 'mean'"),
         ({"gate_init": 0.0}, "gate_init=0.0 .* never learns"),
         ({"gate_init": float("nan")}, "gate_init=nan"),
     ],
@@ -387,20 +440,21 @@ def test_the_fields_of_the_configuration_reach_every_connection() -> None:
     assert not close(mhc.carry_matrix(logits), sinkhorn(logits, 20, 1e-6), 1e-6)
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_residual_checkpoint_is_converted_and_back_and_a_trained_one_is_not(tmp_path: Path, name: str) -> None:
     parent = AutoModelForCausalLM.from_config(FAMILIES["llama"].parent_config())
     parent.save_pretrained(tmp_path / "parent")
 
-    assert "the outputs differ by" in to_hyper_connected(tmp_path / "parent", tmp_path / "hc", connection=name)
+    fields = {"connection": name} | ({"stream_reduction": "sum"} if name == "frac" else {})  # which is exact, too
+    assert "the outputs differ by" in to_hyper_connected(tmp_path / "parent", tmp_path / "hc", **fields)
     to_residual(tmp_path / "hc", tmp_path / "back")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hc")
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
 
     assert model.config.connection == name
-    assert close(model(ids).logits, parent(ids).logits, 2e-6)
+    assert close(model(ids).logits, parent(ids).logits, 0 if name == "frac" else 2e-6)
     assert torch.equal(back(ids).logits, parent(ids).logits)
-    for parameter in ("weight", "bias"):
+    for parameter in ("alpha_weight", "beta_bias") if name == "frac" else ("weight", "bias"):
         trained = AutoModelForCausalLM.from_pretrained(tmp_path / "hc")
         with torch.no_grad():
             trained.get_parameter(f"model.layers.1.mlp_hc.{parameter}")[0] += 0.5
@@ -417,6 +471,8 @@ def test_a_checkpoint_of_one_variant_does_not_load_as_another(tmp_path: Path) ->
         AutoModelForCausalLM.from_pretrained(tmp_path / "mhc", connection="dynamic")
     with pytest.raises(ValueError, match="for which connection='mhc' has no place"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "dynamic", connection="mhc")
+    with pytest.raises(RuntimeError, match=r"has shape \[4, 5\], .*asks for \[4, 8\]"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "dynamic", connection="frac")
     with pytest.raises(RuntimeError, match=r"has shape \[24.*asks for \[12"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "mhc", connection="kromhc")
 

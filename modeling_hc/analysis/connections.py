@@ -95,7 +95,8 @@ def gain_values(alpha: Tensor) -> Tensor:
     a signal, or a gradient, of bounded entries grows by at most that much.
 
     Args:
-        alpha: `[K, N, 1+N]`, or per token `[T, K, N, 1+N]`: then gains are those of each token, averaged.
+        alpha: `[K, N, 1+N]`, or per token `[T, K, N, 1+N]`: then gains are those of each token, averaged. The carry
+            is its last N columns, also where it has N columns to read.
 
     Returns:
         `[K, 4]`, fp64: for each block k, forward and backward of A_r^k, then forward and backward of A_r^k ... A_r^K,
@@ -103,7 +104,7 @@ def gain_values(alpha: Tensor) -> Tensor:
 
     Source: "Amax gain magnitude" of arXiv 2512.24880, whose H_res is A_r transposed.
     """
-    carry = alpha[..., 1:].double()
+    carry = alpha[..., -alpha.shape[-2] :].double()
     carry = carry.unsqueeze(0) if carry.dim() == 3 else carry
     composite = torch.eye(carry.shape[-1], dtype=torch.float64).expand_as(carry[:, 0])
     rows = []
@@ -120,12 +121,12 @@ def second_singular_values(alpha: Tensor) -> Tensor:
     apart. Where the second is near 0, the streams of a block are the same sum by the time they reach the output.
 
     Args:
-        alpha: `[K, N, 1+N]`, or per token `[T, K, N, 1+N]`: then those of each token, averaged. N is at least 2.
+        alpha: see `gain_values`; N is at least 2.
 
     Returns:
         `[K]`, fp64: for each block k, of A_r^k ... A_r^K, all the way from block k to the output.
     """
-    carry = alpha[..., 1:].double()
+    carry = alpha[..., -alpha.shape[-2] :].double()
     carry = carry.unsqueeze(0) if carry.dim() == 3 else carry
     composite = torch.eye(carry.shape[-1], dtype=torch.float64).expand_as(carry[:, 0])
     values = []

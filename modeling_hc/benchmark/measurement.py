@@ -68,7 +68,7 @@ def profiled(variant: Variant, inputs: Tensor) -> list[dict[str, str | int | flo
 def time_boundary(name: str, args: argparse.Namespace) -> dict[str, float | bool] | None:
     """Times the boundary between two blocks alone, and a copy of its streams; returns bandwidths over the copy's."""
     kind, _, n = name.partition("-")
-    if kind in ("stock", "recompute"):
+    if kind in ("stock", "recompute", "frac"):
         return None
     n, d, device, dtype = int(n), args.hidden_size, args.device, getattr(torch, args.dtype)
 

@@ -352,13 +352,18 @@ def _require_residual_function(checkpoint: _Checkpoint) -> None:
                 f"{checkpoint.folder} was trained: {name} differs from its initial value by up to "
                 f"{(value - initial).abs().max():.2g}, and no residual checkpoint computes the same function."
             )
-    if config.stream_reduction == "sum" and config.num_streams > 1:
+    if not _closes_exactly(config):
         raise ConversionError(
             f"{checkpoint.folder} closes {config.num_streams} streams by their sum (stream_reduction='sum'), so its "
             "final norm sees the residual network's hidden state times that number, and adds its eps to another mean "
             f"square: no residual checkpoint is exactly equal. If that difference is of no account, set "
             f"stream_reduction to 'mean' in a copy of its {CONFIG_NAME} and convert the copy."
         )
+
+
+def _closes_exactly(config: PreTrainedConfig) -> bool:
+    """Returns whether equal streams, or fractions, close to the residual network's hidden state itself."""
+    return config.stream_reduction != "sum" or config.num_streams == 1 or config.stream_size < config.hidden_size
 
 
 def _parent_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -536,8 +541,7 @@ def _verify_outputs(source: _Checkpoint, target: _Checkpoint) -> float:
             "checkpoint is damaged, its training diverged, or it needs another dtype."
         )
     difference = ((before - after).abs().max() / before.abs().max().clamp(min=1e-300)).item()
-    exact = config.stream_reduction != "sum" or config.num_streams == 1
-    if exact and not difference <= 16 * torch.finfo(source.model.dtype).eps:
+    if _closes_exactly(config) and not difference <= 16 * torch.finfo(source.model.dtype).eps:
         raise ConversionError(
             f"The outputs of source and target differ by {difference:.1e} of the largest on random tokens, and should "
             "not: this checkpoint is not supported. Please report it."

@@ -15,9 +15,9 @@ class _StreamsBetweenStages:
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.streams_shape = self.config.num_streams, self.config.hidden_size
+        self.streams_shape = self.config.num_streams, self.config.stream_size
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
-            ["hidden_states"], self.config.num_streams * self.config.hidden_size
+            ["hidden_states"], self.config.num_streams * self.config.stream_size
         )
 
     def forward(
