@@ -22,6 +22,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"verdict": fits.NOT_AT_ALL, "reason": "its layers pass on several streams already"},
 }
 WITH_THE_NAMES_OF_LLAMA = {"gemma2", "glm4"}
+# Newer versions of Python warn where pytest-xdist has threads; the processes use none of them.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 @pytest.mark.parametrize("model_type", KNOWN)
@@ -34,6 +36,7 @@ def test_an_architecture_whose_layer_is_known_gets_its_verdict(model_type: str) 
     assert silently_wrong == (model_type in WITH_THE_NAMES_OF_LLAMA)
 
 
+@forks
 def test_a_model_type_that_takes_too_long_or_cannot_be_built_is_not_tried_and_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -44,6 +47,7 @@ def test_a_model_type_that_takes_too_long_or_cannot_be_built_is_not_tried_and_st
     assert row["reason"].startswith("tiny model: ")
 
 
+@forks
 def test_the_command_resumes_and_writes_the_page_of_what_it_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
