@@ -38,7 +38,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from modeling_hc import hyper_connections
-from modeling_hc.configuration_hc import HyperConnectionConfigMixin
+from modeling_hc.configuration_hc import HyperConnectionConfigMixin, families
 from modeling_hc.connect import become
 from modeling_hc.functional_hc import close_streams, depth_connection, open_streams
 from modeling_hc.modeling_hc_common import HCFinalNormMixin, HCModelMixin
@@ -145,7 +145,7 @@ class Misfit(Exception):
 def model_types() -> list[str]:
     """Returns the causal language models of transformers. One with images or sound is listed by its text model."""
     parts = {"text_config", "vision_config", "audio_config", "audio_encoder", "audio_encoder_config", "patcher_config"}
-    ours = {family.model_type for family in HyperConnectionConfigMixin.__subclasses__()}
+    ours = {family.model_type for family in families().values()}
     types = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - ours - {"whisper", "trocr"}
     return sorted(name for name in types if parts.isdisjoint(CONFIG_MAPPING[name].sub_configs))
 
@@ -393,12 +393,12 @@ def _tape_layer(layer: nn.Module, layer_idx: int, is_last: bool, num_streams: in
         with running[-1] as current:
             outputs = forward(*args, **kwargs)
         found.update(dict.fromkeys(" → ".join(names) for names in called.values()))
-        if not isinstance(outputs, Tensor) and type(outputs) is not tuple:
+        if not isinstance(outputs, Tensor) and type(outputs) not in (tuple, list):
             raise Misfit(f"a layer returns {type(outputs).__name__}")
-        stand_in, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        stand_in, *others = [outputs] if isinstance(outputs, Tensor) else outputs
         streams = current.finish(stand_in, called.get(current.count, []))
         streams = close_streams(streams, "mean") if is_last else streams
-        return (streams, *others) if isinstance(outputs, tuple) else streams
+        return streams if isinstance(outputs, Tensor) else (streams, *others)
 
     layer.forward = run
     children = dict(layer.named_children())
@@ -443,7 +443,6 @@ def survey(model_type: str) -> dict[str, Any]:
             differences.append(difference(results(converted, row["generates"]), expected))
         return max(differences), extra
 
-    ours = {c.parent_model_type: c for c in HyperConnectionConfigMixin.__subclasses__()}
     for name, donor in LAYERS.items():
         try:
             off, overridden = try_out(lambda n, donor=donor: connect(model, anatomy, donor, n))
@@ -453,7 +452,7 @@ def survey(model_type: str) -> dict[str, Any]:
         row.setdefault("default", off)
         if off < EXACT:
             as_it_is = name == "qwen3" and not overridden
-            verdict = OURS if model_type in ours else AS_IS if as_it_is else FEW_LINES
+            verdict = OURS if model_type in families() else AS_IS if as_it_is else FEW_LINES
             return row | {"verdict": verdict, "like": name, "overrides": overridden}
     try:
         off, blocks = try_out(lambda n: tape(model, anatomy, n))
