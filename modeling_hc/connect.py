@@ -8,6 +8,7 @@ from sys import modules
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .configuration_hc import HyperConnectionConfigMixin, families
 from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin
@@ -103,7 +104,7 @@ def _connect(model: PreTrainedModel, **hc_fields: Any) -> PreTrainedModel:
         if getattr(module, "config", None) is residual:
             module.config = config
     for module in models:
-        module.__class__ = ours[type(module)]
+        become(module, ours[type(module)])
         module._no_split_modules = set(type(module)._no_split_modules)
     vars(model).pop("_weight_conversions", None)  # of the residual checkpoint
     for i, layer in enumerate(decoder.layers):
@@ -118,6 +119,13 @@ def _connect(model: PreTrainedModel, **hc_fields: Any) -> PreTrainedModel:
     for module in models:
         module.keep_stream_modules_in_fp32()
     return model
+
+
+def become(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
+    """Gives a model another class, and enters it where upstream's constructor does for `output_hidden_states`."""
+    model.__class__ = model_class
+    # The registry of newer transformers takes models for keys, and stores names as the older ones do.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model_class), model._can_record_outputs)
 
 
 def _config(residual: PreTrainedConfig, family: Any, **hc_fields: Any) -> PreTrainedConfig:

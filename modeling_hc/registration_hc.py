@@ -14,7 +14,10 @@ from importlib import import_module
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer
-from transformers.models.auto import image_processing_auto, modeling_auto, tokenization_auto
+from transformers.models.auto import modeling_auto, tokenization_auto
+
+# Not the module: without torchvision, older versions of transformers have something that raises in its place.
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_liger_kernel_available
 
 _LIGER = "liger_kernel.transformers.monkey_patch"
@@ -50,12 +53,12 @@ def register_names(config_class: Any) -> None:
     tokenizer_class = tokenization_auto.TOKENIZER_MAPPING.get(CONFIG_MAPPING[parent_model_type], None)
     if tokenizer_class is not None:
         AutoTokenizer.register(config_class, tokenizer_class, exist_ok=True)
-    processors = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(parent_model_type)
+    processors = IMAGE_PROCESSOR_MAPPING_NAMES.get(parent_model_type)
     if processors is not None:
-        image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES[model_type] = processors
+        IMAGE_PROCESSOR_MAPPING_NAMES[model_type] = processors
         # Not `register`, after which upstream fails to look up anybody's processors of custom code: it asks the entry,
         # a dictionary of backends, for its `__name__`.
-        types = image_processing_auto.IMAGE_PROCESSOR_MAPPING._reverse_config_mapping
+        types = IMAGE_PROCESSOR_MAPPING._reverse_config_mapping
         types[config_class.__name__] = parent_model_type
     if is_liger_kernel_available():  # `use_liger_kernel` imports it and looks the model type up in one step
         with suppress(ImportError):

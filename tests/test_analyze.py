@@ -11,6 +11,7 @@ from pathlib import Path
 
 import browser
 import pytest
+import test_modeling_hc_gpt_neox
 import test_modeling_hc_llama
 import torch
 from contract import scramble, tiny_tokenizer
@@ -96,6 +97,19 @@ def test_a_static_and_a_residual_checkpoint_get_what_has_meaning_for_them(folder
         names = {path.stem for path in (folder / f"of-{name}/figures").iterdir()}
         assert names.isdisjoint(absent) and {"connections", "similarity", "contributions"} <= names
         assert 'id="slider"' not in (folder / f"of-{name}/index.html").read_text()
+
+
+def test_one_block_of_attention_and_mlp_is_called_parallel(folder: Path, run: Callable) -> None:
+    save(test_modeling_hc_gpt_neox.TestHCGPTNeoX().trained(), folder / "pythia")
+
+    run("pythia", "--text", "text.txt")
+
+    analysis = folder / "pythia-analysis"
+    rows = list(csv.DictReader((analysis / "layers.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["embedding", "1 parallel", "2 parallel", "3 parallel", "output"]
+    page, reading = ((analysis / name).read_text() for name in ("index.html", "reading.md"))
+    assert "3 parallel" in page and "Layers write" in reading
+    assert not re.search(r"\d (attention|MLP)", page + reading)
 
 
 def test_without_a_text_it_reads_held_out_files_of_the_standard_library(folder: Path, run: Callable) -> None:

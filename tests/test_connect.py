@@ -25,6 +25,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from modeling_hc import HCLlamaForCausalLM, hyper_connect
 
@@ -77,6 +78,20 @@ def test_a_model_in_memory_becomes_what_its_checkpoint_becomes_by_name(family: s
     for m in (connected, by_name):
         assert torch.equal(m(**batch()).logits, expected)
         assert m.config.stream_reduction == "mean"
+
+
+def test_a_model_in_memory_returns_hidden_states_where_no_other_of_its_class_was_built() -> None:
+    known = dict(_CAN_RECORD_REGISTRY)
+    _CAN_RECORD_REGISTRY.clear()
+    try:
+        model = residual()
+        expected = model(**batch(), output_hidden_states=True).hidden_states
+
+        actual = hyper_connect(model, num_streams=2)(**batch(), output_hidden_states=True).hidden_states
+    finally:
+        dict.update(_CAN_RECORD_REGISTRY, known)
+
+    assert all(map(torch.equal, actual, expected))
 
 
 def test_a_model_in_memory_gets_the_gated_reduction() -> None:

@@ -128,6 +128,27 @@ def test_a_fresh_model_s_layers_are_initialised(family: str, output_rescaling: s
     assert torch.equal(output_projection(output_rescaling), factor * output_projection("none"))
 
 
+@pytest.mark.parametrize(("family", "neutral"), [("Olmo2", 1.0), ("Olmo3", 1.0), ("Gemma3Text", 0.0)])
+@torch.no_grad()
+def test_a_fresh_model_with_norms_behind_its_blocks_writes_half_as_much_to_four_streams(
+    family: str, neutral: float
+) -> None:
+    """The norm would undo a scale of the projection; Gemma's multiplies by 1 + weight."""
+
+    def layer(rescaling: str) -> nn.Module:
+        torch.manual_seed(0)
+        return hyper_connected(family, head_dim=8, output_rescaling=rescaling).model.layers[1]
+
+    halved, unscaled, x = layer("divide"), layer("none"), torch.randn(1, 5, SIZES["hidden_size"])
+
+    for norm in (halved.post_attention_layernorm, halved.post_feedforward_layernorm):
+        assert torch.equal(norm.weight, torch.full_like(norm.weight, neutral - 0.5))
+    assert torch.equal(halved.mlp.down_proj.weight, unscaled.mlp.down_proj.weight)
+    written = unscaled.mlp_block(x)
+    assert written.all()
+    assert torch.equal(halved.mlp_block(x), 0.5 * written)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_norm_inside_a_hyper_connection_is_the_family_s_own(family: str) -> None:
