@@ -11,8 +11,11 @@ def block_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Reduces the logits of a batch, before they are gathered, to [nll, correct, tokens] of each block: `[B, 3]`."""
     if not isinstance(logits, torch.Tensor):  # a mixture of experts also returns what its router did
         logits = next(entry for entry in logits if isinstance(entry, torch.Tensor) and entry.dim() == 3)
-    logits, labels = logits[:, :-1].float(), labels[:, 1:]
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    if labels.dim() == 1:  # the class of a whole image
+        logits, labels = logits[:, None], labels[:, None]
+    else:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     correct = (logits.argmax(-1) == labels).sum(-1)
     return torch.stack([nll.view_as(labels).sum(-1), correct, (labels != -100).sum(-1)], dim=-1)
 

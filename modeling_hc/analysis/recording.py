@@ -138,9 +138,11 @@ def _watched(block: Callable[..., Tensor], note: Callable[[Tensor, Tensor], None
     return run
 
 
-def _residual(blocks: list[Callable[..., Tensor]], hidden_states: Tensor, **kwargs: Any) -> Tensor:
+def _residual(
+    blocks: list[Callable[..., Tensor]], hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     for block in blocks:
-        hidden_states = hidden_states + block(hidden_states, **kwargs)
+        hidden_states = hidden_states + block(hidden_states, attention_mask=attention_mask, **kwargs)
     return hidden_states
 
 

@@ -40,7 +40,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     EvalPrediction,
+    PreTrainedConfig,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
@@ -54,7 +56,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..analysis.recording import connections
 from ..experiments.results import BASELINE, FILE, find_run, load_results, save_run
-from ..experiments.setup import Blocks, Experiment, Tokens, Variant, check_seeds, load_experiment, load_tokens
+from ..experiments.setup import Experiment, Tokens, Variant, check_seeds, load_experiment, load_tokens
 from ..health import health
 from ..hyper_connections import CONNECTIONS, JointHyperConnection
 from ..losses import block_sums
@@ -64,6 +66,7 @@ from ..training.safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, Sav
 CPU = not torch.accelerator.is_available()
 FINISHED, PAUSED = "finished", "paused"
 MADE_FROM = "made-from.json"
+MEASURES = ("bits_per_byte", "accuracy")
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -81,12 +84,12 @@ class Notes(TrainerCallback):
     """Logs training time and connection health, and stops the run at a deadline.
 
     Args:
-        text: `[B, S]`, for `health`.
+        inputs: token ids or pixels, for `health`.
         deadline: of `time.monotonic`; then the run is saved and stops.
     """
 
-    def __init__(self, text: torch.Tensor, deadline: float) -> None:
-        self.text = text
+    def __init__(self, inputs: torch.Tensor, deadline: float) -> None:
+        self.inputs = inputs
         self.deadline = deadline
         self.seconds = 0.0
 
@@ -107,7 +110,7 @@ class Notes(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: Any, control: Any, model: PreTrainedModel, **kwargs: Any
     ) -> None:
-        values = {name: round(value, 5) for name, value in health(model, self.text).items()}
+        values = {name: round(value, 5) for name, value in health(model, self.inputs).items()}
         state.log_history[-1]["health"] = values
 
 
@@ -133,18 +136,22 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
+def auto_class(experiment: Experiment) -> type:
+    return AutoModelForImageClassification if experiment.of_images else AutoModelForCausalLM
+
+
 def make_model(experiment: Experiment, name: str, seed: int, work: Path) -> PreTrainedModel:
     """Builds a variant's model, or loads the one that the experiment starts from into its configuration."""
     variant = experiment.variants[name]
     config = experiment.config(name)
     set_seed(seed)
     if experiment.start is None:
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto_class(experiment).from_config(config)
     else:
         start = work / f"{experiment.start}-s{seed}"
         if not (start / "model.safetensors").exists():
             raise ValueError(f"{experiment.name} starts from {start}, which is not there: run that experiment first.")
-        model = AutoModelForCausalLM.from_pretrained(start, config=config, dtype=torch.float32)
+        model = auto_class(experiment).from_pretrained(start, config=config, dtype=torch.float32)
     if not variant.home_stream:
         for connection in connections(model):
             read = connection.bias.data[: connection.num_streams]
@@ -170,7 +177,7 @@ def check_patterns(experiment: Experiment, names: Iterable[str]) -> None:
         if not (variant.freeze or variant.undecayed):
             continue
         with torch.device("meta"):
-            keys = [key for key, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
+            keys = [key for key, _ in auto_class(experiment).from_config(config).named_parameters()]
         for field in ("freeze", "undecayed"):
             pattern = getattr(variant, field)
             matched = sum(bool(re.search(pattern, key)) for key in keys) if pattern else None
@@ -212,17 +219,18 @@ def make_trainer(
         }
     )
     main_text = next(iter(tokens.validation))
-    held_out = Blocks(tokens.validation[main_text], experiment.block_size, experiment.eval_blocks)
-    for_health = torch.stack([held_out[i]["input_ids"] for i in range(min(4, len(held_out)))])
+    held_out = experiment.blocks(tokens.validation[main_text], experiment.eval_blocks)
+    model = make_model(experiment, name, seed, work)
+    for_health = torch.stack([held_out[i][model.main_input_name] for i in range(min(4, len(held_out)))])
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        nll, _, count = prediction.predictions.sum(0, dtype=np.float64)
-        return {"nll": nll / count, "bits_per_byte": nll / count / math.log(2) * tokens.tokens_per_byte[main_text]}
+        nll, correct, count = prediction.predictions.sum(0, dtype=np.float64)
+        return {"nll": nll / count} | also(tokens, main_text, nll / count, correct / count)
 
     trainer = ExperimentTrainer(
-        model=make_model(experiment, name, seed, work),
+        model=model,
         args=args,
-        train_dataset=Blocks(tokens.train, experiment.block_size),
+        train_dataset=experiment.blocks(tokens.train),
         eval_dataset=held_out,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=block_sums,
@@ -232,6 +240,13 @@ def make_trainer(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def also(tokens: Tokens, text: str, nll: float, accuracy: float) -> dict[str, float]:
+    """Returns what is told beside the loss: bits per byte of a text, the accuracy on images."""
+    if text in tokens.tokens_per_byte:
+        return {"bits_per_byte": nll / math.log(2) * tokens.tokens_per_byte[text]}
+    return {"accuracy": accuracy}
 
 
 def run_one(
@@ -250,13 +265,14 @@ def run_one(
     trainer.save_model()
     final = {}
     for text, ids in tokens.validation.items():
-        blocks = Blocks(ids, experiment.block_size, experiment.final_blocks)
+        blocks = experiment.blocks(ids, experiment.final_blocks)
         metrics = trainer.evaluate(blocks)
-        final[text] = {
-            "loss": metrics["eval_nll"],
-            "bits_per_byte": metrics["eval_nll"] / math.log(2) * tokens.tokens_per_byte[text],
-            "tokens": len(blocks) * (experiment.block_size - 1),
-        }
+        loss, accuracy = metrics["eval_nll"], metrics.get("eval_accuracy", math.nan)
+        final[text] = {"loss": loss, **also(tokens, text, loss, accuracy)}
+        if experiment.of_images:
+            final[text]["images"] = len(blocks)
+        else:
+            final[text]["tokens"] = len(blocks) * (experiment.block_size - 1)
     if trainer.is_world_process_zero():
         save_run(results, describe(experiment, name, seed, trainer, history, final))
     return FINISHED
@@ -268,7 +284,7 @@ def settings(experiment: Experiment, name: str) -> dict[str, Any]:
     tokens_per_step = experiment.batch_size * experiment.block_size
     return {
         "settings": {"start": experiment.start, **asdict(variant)},
-        "model": experiment.config(name).to_diff_dict(),
+        "model": json.loads(json.dumps(experiment.config(name).to_diff_dict())),  # numbers of classes become text
         "training": experiment.training | variant.training,
         "tokens": experiment.steps * tokens_per_step,
         "tokens_per_step": tokens_per_step,
@@ -325,7 +341,7 @@ def describe(
             "tokens": entry["step"] * made_from["tokens_per_step"],
             "seconds": entry["seconds"],
             "loss": round(entry["eval_nll"], 6),
-            "bits_per_byte": round(entry["eval_bits_per_byte"], 6),
+            **{key: round(entry[f"eval_{key}"], 6) for key in MEASURES if f"eval_{key}" in entry},
             "health": entry["health"],
         }
         for entry in history
@@ -407,6 +423,8 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
     """Scores the models of finished runs with `modeling-hc evaluate`, which knows where the tasks' data is."""
     folders = [args.work / experiment.name / f"{name}-s{seed}" for name, seed in grid(experiment, args)]
     folders = [folder for folder in folders if (folder / "model.safetensors").exists()]
+    if experiment.of_images:
+        raise ValueError(f"{experiment.name} is of images, and lm-eval asks for text: `run` measures their accuracy.")
     if not folders:
         raise ValueError(
             f"{args.work / experiment.name} holds no finished model. They are not in the repository: give `run` "
@@ -440,6 +458,16 @@ def evaluate(experiment: Experiment, args: argparse.Namespace) -> None:
     new.unlink()
 
 
+def example(experiment: Experiment, config: PreTrainedConfig, device: str) -> dict[str, Any]:
+    """Returns random inputs of a step."""
+    if experiment.of_images:
+        shape = experiment.batch_size, config.num_channels, config.image_size, config.image_size
+        labels = torch.randint(config.num_labels, shape[:1], device=device)
+        return {"pixel_values": torch.randn(shape, device=device), "labels": labels}
+    ids = torch.randint(config.vocab_size, (experiment.batch_size, experiment.block_size), device=device)
+    return {"input_ids": ids, "labels": ids, "use_cache": False}
+
+
 def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
     """Times steps of the first variant and of others: forward, backward and update, in turns, in one process.
 
@@ -454,12 +482,12 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
         model = make_model(experiment, name, 0, args.work).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         forward = torch.compile(model) if training.get("torch_compile") else model
-        ids = torch.randint(model.config.vocab_size, (experiment.batch_size, experiment.block_size), device=device)
+        inputs = example(experiment, model.config, device)
 
-        def step(forward=forward, optimizer=optimizer, ids=ids) -> float:
+        def step(forward=forward, optimizer=optimizer, inputs=inputs) -> float:
             start = time.perf_counter()
             with autocast:
-                loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+                loss = forward(**inputs).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

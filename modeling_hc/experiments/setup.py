@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""What `modeling-hc experiment` runs: the YAML file of an experiment, and the tokens that all of its runs read."""
+"""What `modeling-hc experiment` runs: the YAML file of an experiment, and the tokens or images that all runs read."""
 
 import json
 import lzma
@@ -40,12 +40,16 @@ SET_BY_EXPERIMENT = {
 @strict
 @dataclass(kw_only=True)
 class Data:
-    """Text, and how it is tokenized. Paths are relative to the folder given as --data, patterns allowed."""
+    """Text, and how it is tokenized; or images. Paths are relative to the folder given as --data, patterns allowed.
+
+    Where the model reads images, the files are parquet with the columns `image`, of the model's size, and `label`, the
+    number of the class. An image is a block, and its patches are the tokens.
+    """
 
     name: str  # of the folder of tokens, which experiments share
     train: str
     validation: dict[str, str]  # by name; the first is the one that losses are compared on
-    documents: int | None = None  # how many of the training documents are read, after a shuffle
+    documents: int | None = None  # text: how many of the training documents are read, after a shuffle
     tokenizer: str | None = None  # a tokenizer.json; else a byte-level BPE of the model's vocab_size is trained
 
 
@@ -84,6 +88,14 @@ class Experiment:
     def steps(self) -> int:
         return self.tokens // (self.batch_size * self.block_size)
 
+    @property
+    def of_images(self) -> bool:
+        return hasattr(self.config(next(iter(self.variants))), "image_size")
+
+    def blocks(self, tokens: np.ndarray | tuple[np.ndarray, np.ndarray], count: int | None = None) -> "Blocks":
+        """Returns tokens, or images and their classes, in blocks: so many, evenly spread, or all."""
+        return Images(*tokens, count) if self.of_images else Blocks(tokens, self.block_size, count)
+
     def config(self, variant: str) -> PreTrainedConfig:
         """Returns the configuration of a variant's model, with every key checked."""
         changes = dict(self.variants[variant].model)
@@ -116,9 +128,16 @@ def load_experiment(path: Path) -> Experiment:
     experiment = _build(Experiment, values, str(path))
     _check_values(experiment, path)
     for name, variant in experiment.variants.items():
-        positions = getattr(experiment.config(name), "max_position_embeddings", experiment.block_size)
+        config = experiment.config(name)
+        positions = getattr(config, "max_position_embeddings", experiment.block_size)
         if experiment.block_size > positions:
             raise ValueError(f"block_size={experiment.block_size} of {path} is more than its model's {positions}.")
+        if experiment.of_images:
+            patches = (config.image_size // config.patch_size) ** 2
+            if experiment.block_size != patches:
+                raise ValueError(
+                    f"block_size={experiment.block_size} of {path} must be its model's {patches} patches."
+                )
         _check_training(experiment.training | variant.training, path)
     return experiment
 
@@ -140,6 +159,9 @@ def _check_values(experiment: Experiment, path: Path) -> None:
     if not experiment.variants or not experiment.seeds:
         raise ValueError(f"{path} needs a variant and a seed.")
     check_seeds(experiment.seeds)
+    for name in ("documents", "tokenizer"):
+        if experiment.of_images and getattr(experiment.data, name) is not None:
+            raise ValueError(f"{name} of {path} is for text, and the model reads images: leave it out.")
     for name, variant in experiment.variants.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{name!r} of {path} cannot name a variant: use letters, digits, '-', '_' and '.'.")
@@ -207,26 +229,49 @@ class Blocks(Dataset):
         return {"input_ids": block, "labels": block}
 
 
+class Images(Blocks):
+    """Images and their classes.
+
+    Args:
+        pixels: `[T, C, H, W]`, from 0 to 255.
+        labels: `[T]`.
+        count: take so many only, evenly spread.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, count: int | None = None) -> None:
+        super().__init__(np.arange(len(labels)), 1, count)
+        self.pixels, self.labels = pixels, labels
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        number = self.blocks[index, 0]
+        pixels = torch.from_numpy(self.pixels[number]) / 127.5 - 1
+        return {"pixel_values": pixels, "labels": torch.tensor(self.labels[number])}
+
+
 @dataclass
 class Tokens:
-    """The texts of an experiment as token ids."""
+    """The texts of an experiment as token ids, or its images and their classes."""
 
-    train: np.ndarray
-    validation: dict[str, np.ndarray]
-    tokens_per_byte: dict[str, float]  # of each validation text
+    train: Any
+    validation: dict[str, Any]
+    tokens_per_byte: dict[str, float]  # of each validation text; empty for images
 
 
 def load_tokens(experiment: Experiment, data: Path, work: Path) -> Tokens:
-    """Reads the tokens of an experiment, and makes them first where they are not there.
+    """Reads the tokens of an experiment, and makes them first where they are not there; or reads its images.
 
     Args:
         experiment: says which text.
-        data: the folder of texts; needed only the first time.
+        data: the folder of texts, needed only the first time, or of images.
         work: the folder that gets `data-NAME`, with tokenizer.json, the tokens and data.json.
 
     Raises:
-        ValueError: the text is missing, or the tokens there were made otherwise.
+        ValueError: the text is missing, or the tokens there were made otherwise; or images do not fit the model.
     """
+    if experiment.of_images:
+        config = experiment.config(next(iter(experiment.variants)))
+        held_out = {name: _images(data, pattern, config) for name, pattern in experiment.data.validation.items()}
+        return Tokens(_images(data, experiment.data.train, config), held_out, {})
     folder = work / f"data-{experiment.data.name}"
     vocab_size = experiment.config(next(iter(experiment.variants))).vocab_size
     made_from = {**vars(experiment.data), "vocab_size": vocab_size}
@@ -279,14 +324,35 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _texts(data: Path, pattern: str, documents: int | None) -> list[str]:
-    from ..data import DataArguments, load_documents
+def _images(data: Path, pattern: str, config: PreTrainedConfig) -> tuple[np.ndarray, np.ndarray]:
+    from datasets import load_dataset
 
+    rows = load_dataset("parquet", data_files=_files(data, pattern), split="train").with_format("numpy")[:]
+    pixels, labels = np.asarray(rows["image"]), np.asarray(rows["label"])
+    if pixels.ndim == 3:  # no colours
+        pixels = pixels[..., None]
+    shape = (config.image_size, config.image_size, config.num_channels)
+    if pixels.shape[1:] != shape or labels.max() >= config.num_labels:
+        raise ValueError(
+            f"The images of {pattern} are of {list(pixels.shape[1:])} and of {labels.max() + 1} classes; the model "
+            f"reads {list(shape)} (height, width, channels), and tells {config.num_labels} classes apart."
+        )
+    return pixels.transpose(0, 3, 1, 2), labels
+
+
+def _files(data: Path, pattern: str) -> list[str]:
     files = sorted(map(str, data.glob(pattern)))
     if not files:
         raise ValueError(
             f"No file in the folder of texts {data} matches {pattern}. Name that folder with --data; results/README.md"
             " tells what the texts of the experiments are."
         )
+    return files
+
+
+def _texts(data: Path, pattern: str, documents: int | None) -> list[str]:
+    from ..data import DataArguments, load_documents
+
+    files = _files(data, pattern)
     rows, _ = load_documents(DataArguments(train_files=files, validation_documents=0))
     return list((rows if documents is None else rows.shuffle(seed=0).take(documents))["text"])
