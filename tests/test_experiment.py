@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from filelock import FileLock
-from transformers import AutoModelForCausalLM
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from modeling_hc.analysis.recording import connections
 from modeling_hc.commands import experiment
@@ -88,11 +91,42 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def call(home: Path, *flags: str, action: str = "run", results: str = "results", work: str = "work") -> None:
+def call(
+    home: Path, *flags: str, action: str = "run", results: str = "results", work: str = "work", file: str = "grid.yaml"
+) -> None:
     folders = ["--data", str(home), "--results", str(home / results), "--work", str(home / work)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiment.py", action, str(home / "grid.yaml"), *folders, *flags])
+        patch.setattr(sys, "argv", ["experiment.py", action, str(home / file), *folders, *flags])
         experiment.main()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+LABELS = np.arange(40) % 3
+OF_IMAGES = EXPERIMENT | {
+    "data": {"name": "pictures", "train": "pictures.parquet", "validation": {"held": "pictures.parquet"}},
+    "model": {
+        "model_type": "vit",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 2,
+        "id2label": {0: "a", 1: "b", 2: "c"},
+    },
+    "tokens": 8 * 4 * 16,
+    "block_size": 16,
+    "variants": {"residual": None, "dhc-2": {"model": {"num_streams": 2}}},
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(home) -> Path:
+    """The folder, with images and the file of an experiment on them."""
+    rows = {"image": [Image.fromarray(pixels) for pixels in PIXELS], "label": LABELS}
+    Dataset.from_dict(rows, Features(image=ImageFeature(), label=Value("int64"))).to_parquet(home / "pictures.parquet")
+    (home / "pictures.yaml").write_text(yaml.safe_dump(OF_IMAGES, sort_keys=False))
+    return home
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +168,56 @@ def test_the_final_losses_are_those_of_the_saved_model_on_evenly_spread_blocks(h
     tokens_per_byte = len(ids) / len((home / "other.txt").read_bytes())
     assert final["bits_per_byte"] == pytest.approx(nll / math.log(2) * tokens_per_byte, abs=1e-5)
     assert final["tokens"] == 9 * 31
+
+
+def test_an_experiment_on_images_keeps_the_loss_and_accuracy_of_the_saved_model(pictures, capsys):
+    """Of evenly spread images, in fp64; run twice, with the second call finding all done."""
+    for _ in range(2):
+        call(pictures, results="results-pictures", file="pictures.yaml")
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+
+    chosen = [round(i * 39 / 8) for i in range(9)]
+    pixels = torch.tensor(PIXELS[chosen]).movedim(-1, 1).double() / 255 * 2 - 1
+    for name in ("residual", "dhc-2"):
+        result = find_run(pictures / "results-pictures", "pictures", name, 0)
+        model = AutoModelForImageClassification.from_pretrained(pictures / "work" / "pictures" / f"{name}-s0").double()
+        with torch.no_grad():
+            logits = model(pixel_values=pixels).logits
+        labels = torch.tensor(LABELS[chosen])
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        accuracy = (logits.argmax(-1) == labels).double().mean().item()
+        assert result["final"]["held"] == {"loss": pytest.approx(loss, abs=1e-6), "accuracy": accuracy, "images": 9}
+        assert [point["tokens"] for point in result["evaluations"]] == [128, 256, 384, 512]
+        assert result["evaluations"][-1]["health"]["input_cosine"] <= 1 and "accuracy" in result["evaluations"][-1]
+        assert result["epochs"] == pytest.approx(8 * 4 / 40)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_size": 8}, "block_size=8 of .* must be its model's 16 patches"),
+        ({"data": OF_IMAGES["data"] | {"documents": 3}}, "documents of .* is for text"),
+        (
+            {"model": OF_IMAGES["model"] | {"image_size": 6}, "block_size": 9},
+            r"are of \[8, 8, 3\].* reads \[6, 6, 3\]",
+        ),
+        ({"model": OF_IMAGES["model"] | {"id2label": {0: "a", 1: "b"}}}, "of 3 classes; .* tells 2 classes apart"),
+        ({"data": OF_IMAGES["data"] | {"train": "absent*"}}, r"No file .* matches absent\*"),
+    ],
+)
+def test_images_that_do_not_fit_the_model_are_rejected_by_name(pictures, change, message):
+    (pictures / "unfit.yaml").write_text(yaml.safe_dump(OF_IMAGES | change))
+    with pytest.raises(ValueError, match=message):
+        experiment.load_tokens(load_experiment(pictures / "unfit.yaml"), pictures, pictures / "work")
+
+
+def test_steps_on_images_are_timed_and_lm_eval_is_not_asked_about_them(pictures):
+    call(pictures, "--rounds", "2", action="time", results="timed", file="pictures.yaml")
+    steps = json.loads((pictures / "timed" / "pictures" / "step-time.json").read_text())["steps"]
+    assert steps.keys() == {"residual", "dhc-2"}
+    with pytest.raises(SystemExit, match="pictures is of images, and lm-eval asks for text"):
+        call(pictures, action="evaluate", file="pictures.yaml")
 
 
 def test_runs_of_a_seed_begin_with_the_same_weights_and_see_the_same_blocks(finished):
