@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Monitors hyper-connections in training for the known signs of failure.
 
-    trainer.add_callback(ConnectionHealth(trainer, input_ids))
+    trainer.add_callback(ConnectionHealth(trainer, input_ids))  # or pixel_values
 
 Where the carry amplifies, losses surge: in a 27B model with hyper-connections the largest composite gain came to about
 3000, with the constrained ones of mHC it stayed below 1.6 (arXiv 2512.24880, its figures of the gains). A cosine near
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .analysis.connections import effective_rank, gain_values, second_singular_values
-from .analysis.recording import connections, hooked, is_hyper_connected, watched_blocks
+from .analysis.recording import connections, hooked, is_hyper_connected, model_inputs, watched_blocks
 from .hyper_connections import HyperConnection
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,15 @@ GAIN_LIMIT = 300.0
 """A tenth of the composite gain that was seen where losses surged; a residual network's is 1."""
 
 
-def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
-    """Runs a model over a little text and measures its connections with hooks.
+def health(model: PreTrainedModel, inputs: Tensor) -> dict[str, float]:
+    """Runs a model over a little text, or a few images, and measures its connections with hooks.
 
     It runs eagerly, in evaluation mode: no random number is drawn. Where the model is sharded, every process must take
     part.
 
     Args:
         model: hyper-connected, or the residual parent of a hyper-connected family; with any head, with adapters.
-        input_ids: `[B, S]`, without padding.
+        inputs: token ids `[B, S]`, without padding, or pixels `[B, C, H, W]`.
 
     Returns:
         `input_cosine`: the median, over tokens and blocks, of the cosine between what a block reads and what the one
@@ -81,10 +81,10 @@ def health(model: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
         with hooked(
             [(c, keep_connection) for c in connections(model)], [(c, keep_static) for c in connections(model)]
         ):
-            _run(model, input_ids)
+            _run(model, inputs)
     else:
         with watched_blocks(model, lambda block_input, output: keep_input(block_input)):
-            _run(model, input_ids)
+            _run(model, inputs)
 
     values = {"input_cosine": torch.stack(cosines).median().item()}
     if alphas:
@@ -139,11 +139,10 @@ def _base(model: PreTrainedModel) -> tuple[PreTrainedModel, bool | None]:
 @torch.no_grad()
 def _run(model: PreTrainedModel, inputs: Tensor) -> None:
     training = model.training
-    options = {"use_cache": False} if model.main_input_name == "input_ids" else {}
     model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
-            model(**{model.main_input_name: inputs.to(next(model.parameters()).device)}, **options)
+            model(**model_inputs(model, inputs))
     finally:
         model.train(training)
 
@@ -152,25 +151,26 @@ class ConnectionHealth(TrainerCallback):
     """Logs `health` of the model in training whenever the Trainer logs or evaluates, and warns when it runs away.
 
     The values have the prefix `health_` and reach every tracker. Training is the same with and without it, bit for
-    bit. Every process runs the text, so that it works with every engine; the first one warns, once for each value.
+    bit. Every process runs the inputs, so that it works with every engine; the first one warns, once for each value.
 
     Args:
         trainer: the one that this is added to, for its log.
-        input_ids: the text, `[B, S]`, without padding; the same at every time, so that only the model makes the values
-            change. A few hundred tokens are enough.
+        inputs: token ids of a text, `[B, S]`, without padding, or pixels of images, `[B, C, H, W]`; the same at every
+            time, so that only the model makes the values change. A few hundred tokens, or a few images, are enough.
 
     Raises:
-        ValueError: `input_ids` are no such tensor.
+        ValueError: `inputs` are no such tensor.
     """
 
-    def __init__(self, trainer: Trainer, input_ids: Tensor) -> None:
-        ids = torch.as_tensor(input_ids)
-        if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+    def __init__(self, trainer: Trainer, inputs: Tensor) -> None:
+        inputs = torch.as_tensor(inputs)
+        if inputs.dim() != (4 if inputs.is_floating_point() else 2) or inputs.numel() == 0:
             raise ValueError(
-                f"input_ids are {ids.dtype} of shape {list(ids.shape)}; give token ids [batch, sequence]."
+                f"inputs are {inputs.dtype} of shape {list(inputs.shape)}; give token ids [batch, sequence], or "
+                "pixels [batch, channels, height, width]."
             )
         self.trainer = trainer
-        self.input_ids = ids
+        self.inputs = inputs
         self.warned: set[str] = set()
 
     def on_step_end(
@@ -184,7 +184,7 @@ class ConnectionHealth(TrainerCallback):
         should_log = control.should_log
         if not should_log and not control.should_evaluate:
             return
-        values = health(model, self.input_ids)
+        values = health(model, self.inputs)
         if values:
             # Not the trainer's own `log`: an override, as TRL's, adds the averages of its next entry to this one.
             Trainer.log(self.trainer, {f"health_{name}": value for name, value in values.items()})

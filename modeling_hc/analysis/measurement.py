@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Statistics of a model over a text of any length: one window of tokens is held at a time."""
+"""Statistics of a model over a text of any length, or images: one window of tokens is held at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,8 +75,8 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
 
     Args:
         model: hyper-connected, or the residual parent of a hyper-connected family.
-        windows: token ids of pieces of the text, each `[B, S]` without padding, S at least 2. A window is held whole
-            in memory: see `record`.
+        windows: token ids of pieces of the text, each `[B, S]` without padding, S at least 2; or pixels of images,
+            each `[B, C, H, W]`. A window is held whole in memory: see `record`.
 
     Raises:
         ValueError: another model, no windows, or a window of one token.
@@ -87,7 +87,7 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
     histograms: dict[str, _Histogram] = {}
     error = 0.0
     for window in windows:
-        if window.dim() != 2 or window.shape[1] < 2:
+        if model.main_input_name == "input_ids" and (window.dim() != 2 or window.shape[1] < 2):
             raise ValueError(f"A window has shape {list(window.shape)}: give token ids [B, S] with S of 2 or more.")
         recording = record(model, window)
         added = _matrix_sums(recording)
@@ -99,7 +99,7 @@ def measure(model: PreTrainedModel, windows: Iterable[Tensor]) -> Measurement:
             histograms.setdefault(name, _Histogram(len(values), low, high)).add(values)
         error = max(error, unfolding_error(recording))
     if not sums:
-        raise ValueError("windows is empty: give at least one window of token ids.")
+        raise ValueError("windows is empty: give at least one window of token ids, or of pixels.")
     tokens = int(sums.pop("tokens"))
     means = {name: value / tokens for name, value in sums.items()}
     of_means = unfold(means["alpha"], means["beta"], means["closing"])

@@ -25,6 +25,8 @@ from .connections import unfold
 class Recording:
     """What a model did on some text, on the CPU, in the model's dtypes. Index 0 of K is block 1.
 
+    Of images, S counts the tokens of one: its class, then its patches, row by row.
+
     Attributes:
         streams: H, what each block reads from, `[K, B, S, N, D]`.
         block_inputs: what it reads, before its norm, `[K, B, S, D]`.
@@ -49,15 +51,15 @@ class Recording:
 
 
 @torch.no_grad()
-def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
-    """Runs a model over text and records every block.
+def record(model: PreTrainedModel, inputs: Tensor) -> Recording:
+    """Runs a model over text, or images, and records every block.
 
     It takes the memory of 2 + N hidden states for each block and token: record a long text window by window, as
     `measure` does.
 
     Args:
         model: hyper-connected, or the residual parent of a hyper-connected family, with or without its head.
-        input_ids: `[B, S]`, without padding.
+        inputs: token ids `[B, S]`, without padding, or pixels `[B, C, H, W]`.
 
     Raises:
         ValueError: the model is neither.
@@ -92,9 +94,15 @@ def record(model: PreTrainedModel, input_ids: Tensor) -> Recording:
     after = [(connection, keep_connection) for connection in connections(model)] if hyper_connected else []
     before = [(decoder.layers[0], lambda module, args: outputs.extend(_keep(args[0]))), (final_norm, keep_final)]
     with hooked(after, before), watched_blocks(model, keep_block):
-        decoder(input_ids=input_ids.to(decoder.get_input_embeddings().weight.device), use_cache=False)
+        decoder(**model_inputs(model, inputs))
     streams, block_inputs, alpha, beta = map(torch.stack, zip(*blocks, strict=True))
     return Recording(streams, block_inputs, alpha, beta, torch.stack(outputs), *final)
+
+
+def model_inputs(model: PreTrainedModel, inputs: Tensor) -> dict[str, Any]:
+    """Returns the arguments of a forward over token ids or pixels."""
+    options = {"use_cache": False} if model.main_input_name == "input_ids" else {}
+    return {model.main_input_name: inputs.to(next(model.parameters()).device)} | options
 
 
 @contextmanager

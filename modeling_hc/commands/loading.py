@@ -1,9 +1,19 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
-"""Loads any causal language model for inference."""
+"""Loads any causal language model, or image classifier, for inference."""
 
+from functools import partial
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import CONFIG_NAME
 
 
@@ -18,11 +28,12 @@ def check_has_config(name: str) -> None:
         raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint{hint}.")
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str, images: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | BaseImageProcessor]:
     """Loads a causal language model, in the dtype of its checkpoint, and its tokenizer.
 
     Args:
         name: a folder, or a name on the Hub. Weights are read from safetensors files only: pickles can run code.
+        images: load an image classifier and its image processor instead.
 
     Raises:
         ValueError: there is none, or it is damaged or not whole.
@@ -30,17 +41,23 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if name.count("/") > 1 and not Path(name).is_dir():
         raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
     check_has_config(name)
+    auto_class, kind = AutoModelForCausalLM, "causal language model"
+    load_processor = AutoTokenizer.from_pretrained
+    if images:
+        auto_class, kind = AutoModelForImageClassification, "classifier of images"
+        load_processor = partial(AutoImageProcessor.from_pretrained, backend="pil")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
+        config = AutoConfig.from_pretrained(name)
+        if type(config) not in auto_class._model_mapping:
+            raise ValueError(f"model_type={config.model_type!r} is no {kind}.")
+        processor = load_processor(name)
+        model, report = auto_class.from_pretrained(name, dtype="auto", use_safetensors=True, output_loading_info=True)
     except Exception as error:  # each of many kinds of damage has its own exception
         absent = "" if Path(name).is_dir() else "There is no such folder. "
         raise ValueError(f"{name} cannot be loaded: {absent}{' '.join(str(error).split())}") from error
     if report["missing_keys"]:
         raise ValueError(
             f"{name} cannot be loaded: its weights lack {min(report['missing_keys'])} of {type(model).__name__}, "
-            "which its config.json asks for. Give a whole checkpoint of a causal language model."
+            f"which its config.json asks for. Give a whole checkpoint of a {kind}."
         )
-    return model.eval(), tokenizer
+    return model.eval(), processor

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoImageProcessor,
@@ -28,6 +29,7 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from ..health import ConnectionHealth
 from ..loading_hc import is_connection
 from ..model_card_hc import add_training
 from ..modeling_hc_common import HCPreTrainedModelMixin
@@ -140,6 +142,8 @@ def prepare(
         on_nonfinite=args.on_nonfinite,
         callbacks=[TellEpoch(images)],
     )
+    watched = [trainer.eval_dataset[i]["pixel_values"] for i in range(min(4, len(held_out)))]
+    trainer.add_callback(ConnectionHealth(trainer, torch.stack(watched)))
     if trainer.accelerator.is_fsdp2 and isinstance(model, HCPreTrainedModelMixin):
         model.shard_connections()
     return trainer, {"train": len(train_rows), "validation": len(held_out), "classes": len(names)}
