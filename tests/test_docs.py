@@ -108,6 +108,8 @@ ELSEWHERE = {
     "125m": "streams a data set of the Hub",
     "--dataset_name": "needs a data set of the Hub",
     "--machine_rank": "needs several machines",
+    "fashion-mnist": "needs the images; tests/test_train_images.py trains a tiny model",
+    "--images": "needs a ViT; tests/test_analyze_images.py has a tiny one",
 }
 
 

@@ -31,6 +31,7 @@ from modeling_hc.experiments.report import (
     BASELINE,
     CLAIMS,
     OPEN,
+    VISION,
     Claim,
     Estimate,
     compare,
@@ -175,6 +176,9 @@ def test_an_experiment_on_images_keeps_the_loss_and_accuracy_of_the_saved_model(
     for _ in range(2):
         call(pictures, results="results-pictures", file="pictures.yaml")
     assert "2 of 2 runs are done" in capsys.readouterr().out
+    write_report(pictures / "results-pictures")
+    report = (pictures / "results-pictures" / "README.md").read_text()
+    assert "| loss on held | accuracy | difference, held | difference, accuracy | tokens needed |" in report
 
     chosen = [round(i * 39 / 8) for i in range(9)]
     pixels = torch.tensor(PIXELS[chosen]).movedim(-1, 1).double() / 255 * 2 - 1
@@ -485,6 +489,20 @@ def test_a_gain_is_compared_between_experiments_seed_by_seed():
     assert measured({"small": small}, claim) is None
 
 
+def test_a_claim_about_accuracy_holds_where_it_is_higher():
+    """By hand: differences of 0.1, 0.2 and 0.15, whose 95 % interval is 0.15 ± 0.124."""
+    results = []
+    for seed, (one, other) in enumerate(((0.5, 0.6), (0.5, 0.7), (0.6, 0.75))):
+        results += [fake(BASELINE, seed, [5.0]), fake("a", seed, [4.0])]
+        results[-2]["final"]["held"]["accuracy"], results[-1]["final"]["held"]["accuracy"] = one, other
+    grid = {"vit": runs(*results)}
+    claim = Claim("", "a", False, BASELINE, "vit", measure="accuracy")
+    estimate = measured(grid, claim)
+    assert estimate.values == pytest.approx((0.1, 0.2, 0.15)) and estimate.interval == pytest.approx(0.124, abs=1e-3)
+    assert verdict(claim, estimate) == "holds"
+    assert verdict(Claim("", "a", None, BASELINE, "vit", measure="accuracy"), estimate) == "higher accuracy"
+
+
 def test_tokens_to_a_loss_are_interpolated_between_evaluations():
     result = fake("a", 0, [6.0, 5.0, 4.0, 4.5])
     assert tokens_to_reach(result, 4.5) == pytest.approx(250)
@@ -534,7 +552,7 @@ def test_the_committed_report_is_what_the_committed_numbers_give():
     folder = ROOT / "results"
     experiments = load_results(folder)
     assert render(folder, experiments).strip() == (folder / "README.md").read_text().strip()
-    for claim in (*CLAIMS, *OPEN):
+    for claim in (*CLAIMS, *OPEN, *VISION):
         assert measured(experiments, claim) is not None, claim.says
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..configuration_hc import families
 from ..hyper_connections import HyperConnection
@@ -221,6 +221,13 @@ def require_streams(model: PreTrainedModel, purpose: str) -> None:
 def connections(model: PreTrainedModel) -> list[HyperConnection]:
     """Returns the hyper-connections of a model in the order of its blocks."""
     return [getattr(layer, connection) for layer in model.base_model.layers for connection in layer.blocks]
+
+
+def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
+    """Returns how many rows and columns of patches an image has."""
+    sizes = config.image_size, config.patch_size
+    (height, width), (high, wide) = ((size, size) if isinstance(size, int) else size for size in sizes)
+    return height // high, width // wide
 
 
 def block_kinds(model: PreTrainedModel) -> tuple[str, ...]:

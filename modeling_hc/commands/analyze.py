@@ -44,7 +44,7 @@ from ..analysis import (
     record,
     shares,
 )
-from ..analysis.recording import connections
+from ..analysis.recording import connections, patch_grid
 from ..data import stdlib_files
 from ..records import command_line, program
 from .loading import load
@@ -237,7 +237,7 @@ def pixels(subject: Subject, files: list[Path], tokens: int) -> list[Tensor]:
         ValueError: a file is no image.
     """
     found = []
-    rows, columns = patches(subject.model)
+    rows, columns = patch_grid(subject.model.config)
     count = min(len(files), max(1, tokens // (1 + rows * columns)))
     for i in range(count):
         file = files[i * len(files) // count]
@@ -247,13 +247,6 @@ def pixels(subject: Subject, files: list[Path], tokens: int) -> list[Tensor]:
         except (OSError, ValueError) as error:
             raise ValueError(f"--images {file} is no image that can be read: {error}") from error
     return found
-
-
-def patches(model: PreTrainedModel) -> tuple[int, int]:
-    """Returns how many rows and columns of patches an image has."""
-    sizes = (model.config.image_size, model.config.patch_size)
-    (height, width), (high, wide) = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
-    return height // high, width // wide
 
 
 def as_png(pixels: Tensor) -> str:
@@ -343,7 +336,7 @@ def beginning_data(subject: Subject, beginning: Tensor) -> dict[str, Any]:
     if subject.model.main_input_name == "input_ids":
         shown = {"tokens": [subject.processor.decode(token) for token in beginning[0]]}
     else:
-        rows, columns = patches(subject.model)
+        rows, columns = patch_grid(subject.model.config)
         names = [f"patch {row + 1}, {column + 1}" for row in range(rows) for column in range(columns)]
         shown = {"tokens": ["class token", *names], "columns": columns, "image": as_png(beginning[0])}
     return shown | {

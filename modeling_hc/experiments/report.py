@@ -10,6 +10,7 @@ import math
 import re
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .results import BASELINE, FILE, Runs, load_results
 
 MAIN = "llama-0.3m"
 MOE = "olmoe-0.3m-0.8m"
+VIT = "vit-fashion"
 TABLES_ONLY = """{% for name in experiments %}
 # {{ name }}
 
@@ -31,7 +33,7 @@ COLOURS = {"residual": "tab:gray", "shc-4": "tab:orange", "dhc-4": "tab:blue"}
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering: that `variant` ends with a lower loss than `other`, or a higher one.
+    """An ordering: that `variant` ends with a lower loss, or other measure, than `other`, or a higher one.
 
     With `than`, that the difference is lower in one experiment than in another one.
     """
@@ -42,6 +44,7 @@ class Claim:
     other: str
     experiment: str = MAIN
     than: str | None = None
+    measure: str = "loss"
 
 
 CLAIMS = [
@@ -77,6 +80,15 @@ OPEN = [
     Claim("What it gains at 2.6M, against 0.8M", "dhc-4", None, BASELINE, "llama-2.6m", than="llama-0.8m"),
     Claim("What it gains after four times the tokens, at 0.3M", "dhc-4", None, BASELINE, "longer", than=MAIN),
 ]
+VISION = [
+    Claim("SHC x2 ends with a lower loss than the residual ViT", "shc-2", True, BASELINE, VIT),
+    Claim("SHC x2 is more accurate than it (Table 11)", "shc-2", False, BASELINE, VIT, measure="accuracy"),
+    Claim("DHC x2 ends with a lower loss than it", "dhc-2", True, BASELINE, VIT),
+    Claim("DHC x2 is more accurate than it (Table 11)", "dhc-2", False, BASELINE, VIT, measure="accuracy"),
+    Claim("Loss of DHC x4, against it", "dhc-4", None, BASELINE, VIT),
+    Claim("Accuracy of DHC x4, against it", "dhc-4", None, BASELINE, VIT, measure="accuracy"),
+    Claim("Loss of DHC x2, against SHC x2", "dhc-2", None, "shc-2", VIT),
+]
 
 
 @dataclass(frozen=True)
@@ -108,19 +120,22 @@ class Estimate:
         return f"{self.mean:{form}}{error}".replace("-", "−")  # noqa: RUF001
 
 
-def final_loss(result: dict[str, Any], text: str | None = None) -> float:
-    """Returns the loss after training, on the first validation text unless another is named."""
-    return result["final"][text or next(iter(result["final"]))]["loss"]
+def final_value(result: dict[str, Any], text: str | None = None, measure: str = "loss") -> float:
+    """Returns the loss after training, or another measure, on the first validation text unless another is named."""
+    return result["final"][text or next(iter(result["final"]))][measure]
 
 
-def losses(runs: Runs, variant: str, text: str | None = None) -> Estimate:
-    return Estimate(tuple(final_loss(result, text) for result in runs[variant].values()))
+def losses(runs: Runs, variant: str, text: str | None = None, measure: str = "loss") -> Estimate:
+    return Estimate(tuple(final_value(result, text, measure) for result in runs[variant].values()))
 
 
-def difference(runs: Runs, variant: str, other: str = BASELINE, text: str | None = None) -> Estimate:
-    """Returns the final loss of a variant less that of another, of the seeds that both have."""
+def difference(
+    runs: Runs, variant: str, other: str = BASELINE, text: str | None = None, measure: str = "loss"
+) -> Estimate:
+    """Returns the final loss, or other measure, of a variant less that of another, of the seeds that both have."""
     seeds = sorted(runs[variant].keys() & runs[other].keys())
-    return Estimate(tuple(final_loss(runs[variant][s], text) - final_loss(runs[other][s], text) for s in seeds))
+    pairs = [(runs[variant][seed], runs[other][seed]) for seed in seeds]
+    return Estimate(tuple(final_value(a, text, measure) - final_value(b, text, measure) for a, b in pairs))
 
 
 def tokens_to_reach(result: dict[str, Any], loss: float) -> float | None:
@@ -172,17 +187,23 @@ def least_time(folder: Path, runs: Runs, experiment: str) -> float:
 
 def table(folder: Path, runs: Runs, experiment: str) -> str:
     """Renders the table of an experiment."""
-    texts = list(next(iter(next(iter(runs.values())).values()))["final"])
-    header = ["variant", "parameters", "seeds", f"loss on {texts[0]}", "bits per byte"]
+    final = next(iter(next(iter(runs.values())).values()))["final"]
+    texts, of_images = list(final), "accuracy" in next(iter(final.values()))
+    header = ["variant", "parameters", "seeds", f"loss on {texts[0]}", "accuracy" if of_images else "bits per byte"]
     if BASELINE in runs:
-        header += [f"difference, {text}" for text in texts] + ["tokens needed", "step time", "time needed"]
+        header += [f"difference, {text}" for text in texts] + ["difference, accuracy"] * of_images
+        header += ["tokens needed", "step time", "time needed"]
     rows = [header, ["---"] * len(header)]
     for variant, by_seed in runs.items():
         parameters = next(iter(by_seed.values()))["parameters"]
-        bits = statistics.fmean(result["final"][texts[0]]["bits_per_byte"] for result in by_seed.values())
-        row = [variant, f"{parameters:,}", str(len(by_seed)), losses(runs, variant).text(".3f"), f"{bits:.3f}"]
+        row = [variant, f"{parameters:,}", str(len(by_seed)), losses(runs, variant).text(".3f")]
+        if of_images:
+            row.append(losses(runs, variant, measure="accuracy").text(".3f"))
+        else:
+            row.append(f"{losses(runs, variant, measure='bits_per_byte').mean:.3f}")
         if BASELINE in runs and variant != BASELINE:
             row += [difference(runs, variant, text=text).text() for text in texts]
+            row += [difference(runs, variant, measure="accuracy").text()] if of_images else []
             part, missing = convergence(runs, variant)
             ratio = step_ratio(folder, experiment, variant)
             if part is None or missing:  # a mean over those that do would flatter
@@ -218,14 +239,15 @@ def verdict(claim: Claim, estimate: Estimate) -> str:
     if abs(estimate.mean) <= estimate.interval:
         return "not told apart" if claim.lower is None else "not decided"
     if claim.lower is None:
-        lower, higher = ("more", "less") if claim.than else ("lower loss", "higher loss")
+        lower, higher = ("more", "less") if claim.than else (f"lower {claim.measure}", f"higher {claim.measure}")
         return lower if estimate.mean < 0 else higher
     return "holds" if (estimate.mean < 0) == claim.lower else "the reverse holds"
 
 
 def claims_table(experiments: dict[str, Runs], claims: list[Claim]) -> str:
     """Renders what is claimed or asked, what was measured, and the verdict."""
-    rows = ["| | difference of the losses | 95 % interval | |", "| --- | --- | --- | --- |"]
+    of_losses = " of the losses" if {claim.measure for claim in claims} == {"loss"} else ""
+    rows = [f"| | difference{of_losses} | 95 % interval | |", "| --- | --- | --- | --- |"]
     for claim in claims:
         estimate = measured(experiments, claim)
         if estimate is None:
@@ -241,7 +263,8 @@ def measured(experiments: dict[str, Runs], claim: Claim) -> Estimate | None:
     names = [claim.experiment, *([claim.than] if claim.than else [])]
     pairs = [[experiments.get(name, {}).get(v, {}) for v in (claim.variant, claim.other)] for name in names]
     seeds = sorted(set.intersection(*(set(runs) for pair in pairs for runs in pair)))
-    gaps = [[final_loss(runs[seed]) - final_loss(other[seed]) for seed in seeds] for runs, other in pairs]
+    value = partial(final_value, measure=claim.measure)
+    gaps = [[value(runs[seed]) - value(other[seed]) for seed in seeds] for runs, other in pairs]
     values = tuple(gap - sum(rest) for gap, *rest in zip(*gaps, strict=True))
     return Estimate(values) if values else None
 
@@ -309,7 +332,7 @@ def draw_curves(axis: Any, runs: Runs) -> None:
     starts = [result["evaluations"][len(result["evaluations"]) // 4]["loss"] for result in runs[BASELINE].values()]
     axis.set(
         xlabel="million tokens (mean and range over seeds)",
-        ylabel="held-out loss (nats per token)",
+        ylabel="held-out loss (nats)",
         ylim=(min(ends) - 0.03, max(starts)),
     )
     axis.grid(alpha=0.3)
@@ -407,6 +430,7 @@ def render(folder: Path, experiments: dict[str, Runs]) -> str:
         spread=[difference(main, variant).deviation for variant in main if variant != BASELINE],
         claims=claims_table(experiments, CLAIMS),
         open_questions=claims_table(experiments, OPEN),
+        vision=claims_table(experiments, VISION),
         lm_eval=lambda name: lm_eval_table(folder, name),
         table=lambda name: table(folder, experiments[name], name),
         loss=lambda name, variant: losses(experiments[name], variant),

@@ -3,6 +3,7 @@
 
 import json
 import lzma
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
+from ..analysis.recording import patch_grid
 from ..recipes import build_config, find_recipe, load_recipe, suggestion
 from ..records import write_json
 
@@ -133,7 +135,7 @@ def load_experiment(path: Path) -> Experiment:
         if experiment.block_size > positions:
             raise ValueError(f"block_size={experiment.block_size} of {path} is more than its model's {positions}.")
         if experiment.of_images:
-            patches = (config.image_size // config.patch_size) ** 2
+            patches = math.prod(patch_grid(config))
             if experiment.block_size != patches:
                 raise ValueError(
                     f"block_size={experiment.block_size} of {path} must be its model's {patches} patches."
