@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from contract import needs_auto_image_processor
-from datasets import load_dataset
+from datasets import ClassLabel, Dataset, Features, load_dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, pipeline
@@ -82,6 +83,32 @@ def test_the_papers_recipe_trains_a_tiny_vit_that_a_pipeline_then_uses(
     found = pipeline("image-classification", str(folder))([str(file) for file in files], top_k=1)
     right = [top[0]["label"] == file.parent.name for top, file in zip(found, files, strict=True)]
     assert np.mean(right) == record["results"]["eval_accuracy"]
+
+
+def test_the_recipe_for_fashion_mnist_learns_handwritten_digits_and_logs_the_health_of_the_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real images in the layout of docs/vision.md: zeros and ones of scikit-learn's digits."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    chosen = np.flatnonzero(digits.target < 2)
+    pictures = [Image.fromarray((digits.images[i] * 15).astype(np.uint8)) for i in chosen]
+    features = Features(image=ImageFeature(), label=ClassLabel(names=["zero", "one"]))
+    for split, part in {"train": slice(0, 256), "validation": slice(256, None)}.items():
+        rows = Dataset.from_dict({"image": pictures[part], "label": digits.target[chosen][part]}, features)
+        rows.to_parquet(tmp_path / "digits" / f"{split}.parquet")
+    sizes = TINY.replace("image_size=12,patch_size=4", "image_size=8,patch_size=2")
+    places = [f"--dataset_name={tmp_path / 'digits'}", f"--output_dir={tmp_path / 'run'}"]
+
+    flags = [f"--config_overrides={sizes}", "--max_steps=100", "--warmup_steps=10"]
+
+    assert run(monkeypatch, "fashion-mnist", *places, *COMMON, *flags) == 0
+
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"] == {"train": 256, "validation": len(chosen) - 256, "classes": 2}
+    assert record["results"]["eval_accuracy"] > 0.8
+    logged = json.loads((tmp_path / "run" / "log_history.json").read_text())
+    gains = [entry["health_forward_gain"] for entry in logged if "health_forward_gain" in entry]
+    assert len(gains) >= 100 and gains[0] < gains[-1]
 
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
