@@ -234,8 +234,10 @@ def pixels(subject: Subject, files: list[Path], tokens: int) -> list[Tensor]:
     """Returns the pixels of images, each `[1, C, H, W]`, evenly spread over the files: about as many tokens in all.
 
     Raises:
-        ValueError: a file is no image.
+        ValueError: a file is no image, or the model reads others than RGB.
     """
+    if (channels := subject.model.config.num_channels) != 3:
+        raise ValueError(f"{subject.name} has num_channels={channels} and not 3: images are read as RGB.")
     found = []
     rows, columns = patch_grid(subject.model.config)
     count = min(len(files), max(1, tokens // (1 + rows * columns)))
