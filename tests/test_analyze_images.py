@@ -35,7 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds a dynamic, a static and a residual ViT, and parts of a photo in a folder for each class."""
     folder = tmp_path_factory.mktemp("images")
     models = {"dynamic": vit.trained(), "static": vit.trained(connection="static"), "residual": vit.residual()}
-    models |= {"shallow": vit.residual(num_hidden_layers=1), "otherwise": vit.residual()}
+    models |= {
+        "shallow": vit.residual(num_hidden_layers=1),
+        "otherwise": vit.residual(),
+        "grey": vit.residual(num_channels=1),
+    }
     for name, model in models.items():
         model.save_pretrained(folder / name)
         mean = [0.1] * 3 if name == "otherwise" else [0.5] * 3
@@ -151,6 +155,7 @@ def test_few_tokens_are_of_images_from_all_over_the_folders(run: Callable) -> No
         (["dynamic", "o", "--images", "broken.png"], "--images broken.png is no image that can be read"),
         (["dynamic", "o", "--images", "photos", "--parent", "shallow"], "shallow has 1 layers"),
         (["dynamic", "o", "--images", "photos", "--parent", "otherwise"], "otherwise has another image processor"),
+        (["grey", "o", "--images", "photos"], "grey has num_channels=1"),
         (["dynamic", "o"], "model_type='hc_vit' is no causal language model"),
     ],
 )
