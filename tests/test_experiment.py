@@ -599,8 +599,9 @@ def test_a_run_that_cannot_be_saved_leaves_the_others_as_they_were(tmp_path, mon
     assert (tmp_path / "llama-0.3m" / "runs.jsonl").read_bytes() == before
 
 
-def test_the_evidence_page_quotes_the_numbers_of_the_report():
-    section = (ROOT / "docs" / "evidence.md").read_text()
+@pytest.mark.parametrize("page", ["evidence", "vision"])
+def test_a_page_quotes_the_numbers_of_the_report(page):
+    section = (ROOT / "docs" / f"{page}.md").read_text()
     report = (ROOT / "results" / "README.md").read_text()
     quoted = re.findall(r"[−+]?\d\.\d+ ± \d\.\d+", section)  # noqa: RUF001
     assert len(quoted) >= 5

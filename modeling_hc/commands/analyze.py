@@ -178,7 +178,7 @@ def check_parent(subject: Subject, residual: Subject, content: str | list[Path])
     if depths[0] != depths[1]:
         raise ValueError(f"--parent {residual.name} has {depths[1]} layers and {subject.name} has {depths[0]}.")
     if isinstance(content, list):
-        (one,), (other,) = (pixels(subject_or_parent, content[:1], 2) for subject_or_parent in (subject, residual))
+        (one,), (other,) = (pixels(model, content[:1], 2) for model in (subject, residual))
         if one.shape != other.shape or not torch.equal(one, other):
             raise ValueError(
                 f"--parent {residual.name} has another image processor than {subject.name}: an image must give equal "
