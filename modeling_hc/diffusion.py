@@ -30,7 +30,7 @@ from .loading_hc import is_connection
 from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin
 
 try:
-    from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin
+    from diffusers import AutoencoderKL, DiTTransformer2DModel, ModelMixin
     from diffusers.configuration_utils import register_to_config
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.embeddings import CombinedTimestepLabelEmbeddings, LabelEmbedding
@@ -159,13 +159,13 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
         if not 0 <= class_dropout_prob < 1:
             raise ValueError(f"class_dropout_prob={class_dropout_prob} must be from 0, which drops none, to below 1.")
         values = locals()
-        super().__init__(**{name: values[name] for name in DIT_FIELDS})
-        self.register_to_config(out_channels=self.out_channels)  # not None, by which `DiTPipeline` would divide
         config = connection and HCDiTConfig(
-            hidden_size=self.inner_dim,
+            hidden_size=num_attention_heads * attention_head_dim,
             num_attention_heads=num_attention_heads,
             **{name: values[name] for name in CONNECTION_FIELDS},
         )
+        super().__init__(**{name: values[name] for name in DIT_FIELDS})
+        self.register_to_config(out_channels=self.out_channels)  # not None, by which `DiTPipeline` would divide
         if one_embedder:
             self.embedder = CombinedTimestepLabelEmbeddings(num_embeds_ada_norm, self.inner_dim)
         for i, block in enumerate(self.transformer_blocks):
@@ -266,14 +266,14 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
         return super().forward(hidden_states, timestep, class_labels, cross_attention_kwargs, return_dict)
 
 
-class Pixels(ModelMixin, ConfigMixin):
+class Pixels(AutoencoderKL):
     """Stands for the autoencoder in a `DiTPipeline` whose DiT draws pixels; it has no weights."""
 
     @register_to_config
     def __init__(self, scaling_factor: float = 1.0) -> None:
-        super().__init__()
+        ModelMixin.__init__(self)
         self.register_buffer("place", torch.zeros(1))  # tells the pipeline on which device it is
 
-    def decode(self, latents: Tensor) -> BaseOutput:
+    def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> BaseOutput:
         """Returns the pixels as they are, as `sample`."""
-        return BaseOutput(sample=latents)
+        return BaseOutput(sample=z)

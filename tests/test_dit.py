@@ -2,21 +2,36 @@
 """DiT with hyper-connections: it starts as diffusers' DiT, runs in its pipeline, and trains on images."""
 
 import importlib
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from contract import scramble
+from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import EvalPrediction, default_data_collator
 
 diffusers = pytest.importorskip("diffusers", reason="the extra diffusion is not installed")
 
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel  # noqa: E402
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, DiTTransformer2DModel  # noqa: E402
 
+from modeling_hc.commands import train_diffusion  # noqa: E402
 from modeling_hc.diffusion import HCDiTTransformer2DModel  # noqa: E402
+from modeling_hc.training.diffusion import (  # noqa: E402
+    Denoiser,
+    NoisyImages,
+    initialize,
+    losses_by_timestep,
+)
 
 SIZES: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -244,3 +259,171 @@ def test_without_diffusers_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(sys.modules, "modeling_hc.diffusion")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'modeling-hc\[diffusion\]'"):
         importlib.import_module("modeling_hc.diffusion")
+
+
+# ---- training ---------------------------------------------------------------------------------------------------
+
+COLOURS = {"blue": (20, 30, 220), "green": (20, 210, 40), "red": (220, 20, 30)}
+TINY = (
+    "num_attention_heads=2,attention_head_dim=16,in_channels=3,num_layers=2,sample_size=8,patch_size=2,num_streams=2"
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name, colour in COLOURS.items():
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(np.array(colour) + random.normal(0, 20, (10, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, images: Path, output: Path, *flags: str) -> int:
+    data = [f"--train_dir={images / 'train'}", f"--validation_dir={images / 'val'}", f"--output_dir={output}"]
+    common = ["--use_cpu=true", "--report_to=none", "--disable_tqdm=true", "--dataloader_pin_memory=false"]
+    common += ["--per_device_train_batch_size=8", "--save_strategy=no", "--num_inference_steps=5"]
+    if not any(flag.startswith("--config_overrides") for flag in flags):
+        common.append(f"--config_overrides={TINY}")
+    monkeypatch.setattr(sys, "argv", ["modeling-hc train-diffusion", *data, *common, *flags])
+    return train_diffusion.run()
+
+
+def test_a_run_leaves_a_pipeline_with_the_loss_that_it_tells(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    flags = ["--max_steps=80", "--learning_rate=1e-2", "--ema_decay=0.9", "--warmup_steps=10"]
+
+    assert run(monkeypatch, images, folder, *flags) == 0
+
+    record = json.loads((folder / "run.json").read_text())
+    results = record["results"]
+    assert record["data"] == {"train": 24, "validation": 12, "classes": 3}
+    assert results["eval_loss"] < 0.2  # of a model that predicts nothing: 1
+    parts = [results[f"eval_loss_t{i * 200}_{i * 200 + 199}"] for i in range(5)]
+    assert np.average(parts, weights=[3, 3, 2, 2, 2]) == pytest.approx(results["eval_loss"], rel=1e-4)
+    with Image.open(folder / "samples.png") as panels:
+        assert panels.size == (8 * 8 + 4 + 8 * 8, 3 * 8)  # without and with guidance
+    pipeline = DiTPipeline.from_pretrained(folder)
+    assert pipeline.get_label_ids(sorted(COLOURS)) == [0, 1, 2]
+    rows = datasets.load_dataset("imagefolder", data_dir=str(images / "val"), split="train")
+    held_out = default_data_collator(list(NoisyImages(rows, 8, 3, num_timesteps=1000)))
+    with torch.no_grad():
+        losses = Denoiser(pipeline.transformer, DDPMScheduler(), 0.9).eval()(**held_out)
+    assert losses["loss"].item() == pytest.approx(results["eval_loss"], rel=1e-4)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--max_steps=5", "--save_strategy=steps", "--save_steps=4", "--eval_strategy=no"]
+    assert run(monkeypatch, images, tmp_path / "run", *flags) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-5")
+
+    assert run(monkeypatch, images, tmp_path / "again", *flags, "--resume_from_checkpoint=true") == 0
+
+    for file in ("transformer/diffusion_pytorch_model.safetensors", "checkpoint-5/model.safetensors"):
+        expected, actual = load_file(tmp_path / "run" / file), load_file(tmp_path / "again" / file)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    before = load_file(tmp_path / "again" / "checkpoint-4" / "model.safetensors")
+    assert not all(torch.equal(actual[name], before[name]) for name in before)
+    with pytest.raises(SystemExit, match=r"ema_decay=0\.9999 and cannot be resumed with ema_decay=0\.5"):
+        run(monkeypatch, images, tmp_path / "again", *flags, "--ema_decay=0.5", "--resume_from_checkpoint=true")
+
+
+def test_training_goes_on_from_a_residual_checkpoint(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "sample_size": 8}
+    DiTTransformer2DModel(**sizes, in_channels=3, num_embeds_ada_norm=3).save_pretrained(tmp_path / "dit")
+    flags = [f"--model_name_or_path={tmp_path / 'dit'}", "--max_steps=1", "--learning_rate=0"]
+
+    assert run(monkeypatch, images, tmp_path / "run", *flags, "--config_overrides=connection=static") == 0
+
+    model = HCDiTTransformer2DModel.from_pretrained(tmp_path / "run" / "transformer")
+    before = HCDiTTransformer2DModel.from_pretrained(tmp_path / "dit", connection="static")
+    assert model.config.connection == "static"
+    assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config_overrides=num_layer=2", "'num_layer' in config_overrides is not a field of a DiT; did you mean"),
+        ("--config_overrides=num_layers=two", "config_overrides=num_layers=two"),
+        ("--config_overrides=num_streams=0", "num_streams=0"),
+        (f"--config_overrides={TINY},out_channels=6", "out_channels=6"),
+        (f"--config_overrides={TINY},num_embeds_ada_norm=7", "num_embeds_ada_norm=7 must be 3"),
+        (f"--config_overrides={TINY},patch_size=3", "sample_size=8 must be a multiple of patch_size=3"),
+        ("--ema_decay=1.5", "ema_decay=1.5"),
+        ("--num_inference_steps=2000", "num_inference_steps=2000"),
+    ],
+)
+def test_a_wrong_field_ends_in_a_message_that_names_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, images, tmp_path / "run", flag)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_loss_is_the_error_in_the_noise_of_ddpm() -> None:
+    model = trained(num_embeds_ada_norm=10, num_streams=2)
+    denoiser = Denoiser(model, DDPMScheduler(), 0.9).eval()
+    noise = torch.randn(NOISY.shape, generator=torch.Generator().manual_seed(5))
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[TIMES].view(3, 1, 1, 1)
+    noisy = (kept.sqrt() * NOISY + (1 - kept).sqrt() * noise).float()
+    expected = (model(noisy, TIMES, LABELS).sample - noise).square().mean((1, 2, 3))
+
+    found = denoiser(NOISY, LABELS, TIMES, noise)
+
+    assert (found["losses"][:, 0] - expected).abs().max() < 1e-5 * expected.max()
+    assert torch.equal(found["losses"][:, 1], TIMES.float())
+    assert (found["loss"] - expected.mean()).abs() < 1e-5 * expected.mean()
+
+
+def test_the_averaged_weights_follow_the_weights() -> None:
+    denoiser = Denoiser(HCDiTTransformer2DModel(**SIZES), DDPMScheduler(), ema_decay=0.4)
+    weight, averaged = denoiser.transformer.proj_out_2.bias, denoiser.averaged.module.proj_out_2.bias
+    expected = None
+    for step, decay in enumerate((0.0, 2 / 11, 0.25, 4 / 13, 5 / 14, 0.4, 0.4)):
+        with torch.no_grad():
+            weight.fill_(step + 1.0)
+        denoiser.averaged.update_parameters(denoiser.transformer)
+        expected = step + 1.0 if expected is None else decay * expected + (1 - decay) * (step + 1.0)
+        assert averaged[0].item() == pytest.approx(expected)
+    assert not averaged.requires_grad
+
+
+def test_a_fresh_dit_has_closed_gates_and_predicts_nothing() -> None:
+    model = HCDiTTransformer2DModel(**SIZES, num_streams=2)
+    initialize(model)
+    assert not predict(model.eval()).any()
+    gates = model.transformer_blocks[1].norm1.linear(torch.randn(2, 16))
+    assert not gates.any()
+    assert model.transformer_blocks[0].attn1.to_q.weight.std() > 0.1
+
+
+def test_held_out_images_keep_their_noise_and_fall_into_equal_ranges_of_timesteps() -> None:
+    picture = Image.fromarray(np.arange(80, dtype=np.uint8).reshape(10, 8))
+    rows = Dataset.from_dict({"image": [picture] * 20, "label": [0] * 20}).cast_column("image", datasets.Image())
+    held_out = NoisyImages(rows, 8, 1, num_timesteps=50)
+    first, again = held_out[7], held_out[7]
+    assert torch.equal(first["noise"], again["noise"]) and not torch.equal(first["noise"], held_out[8]["noise"])
+    assert first["pixel_values"].shape == first["noise"].shape == (1, 8, 8)
+    middle = torch.arange(8, 72).view(8, 8)  # ten rows are cut to eight
+    assert (first["pixel_values"][0] - (middle / 127.5 - 1)).abs().max() < 1e-6
+    assert set(NoisyImages(rows, 8, 1)[0]) == {"pixel_values", "labels"}
+    times = np.array([held_out[i]["timesteps"] for i in range(20)])
+    assert np.bincount(times // 10).tolist() == [4] * 5
+
+    losses = np.arange(20.0)
+    found = losses_by_timestep(EvalPrediction(np.stack([losses, times], 1), None), 50)
+
+    assert list(found) == [f"loss_t{low}_{low + 9}" for low in range(0, 50, 10)]
+    assert found["loss_t10_19"] == losses[(times >= 10) & (times < 20)].mean()

@@ -224,6 +224,8 @@ class SafeTrainer(Trainer):
             if self.args.should_save:
                 flush(unfinished)
                 for path in unfinished.iterdir():
+                    if path.is_dir():  # of a pipeline; a folder is not replaced by another
+                        shutil.rmtree(folder / path.name, ignore_errors=True)
                     os.replace(path, folder / path.name)
                 self._rotate(folder)  # a run that was killed after its last save, before this
                 shutil.rmtree(folder / UNFINISHED)
