@@ -132,7 +132,7 @@ def _base(model: PreTrainedModel) -> tuple[PreTrainedModel, bool | None]:
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     try:
         return model, is_hyper_connected(model)
-    except (ValueError, AttributeError):  # the second, of what is no model of transformers
+    except ValueError:
         return model, None
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Trainer, default_data_collator, set_seed
@@ -52,6 +52,10 @@ class DiffusionArguments:
         },
     )
     num_train_timesteps: int = field(default=1000, metadata={"help": "Steps from an image to noise."})
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = field(
+        default="linear",
+        metadata={"help": "How the noise grows: as in DDPM and DiT, or later, which suits small images and models."},
+    )
     ema_decay: float = field(
         default=0.9999, metadata={"help": "Decay of the average of the weights, which is what is evaluated and saved."}
     )
@@ -116,7 +120,8 @@ def prepare(
         train_rows, held_out, names = load_images(data_args, args.seed)
     model = make_model(model_args, len(names))
     steps = model_args.num_train_timesteps
-    denoiser = Denoiser(model, DDPMScheduler(num_train_timesteps=steps), model_args.ema_decay)
+    scheduler = DDPMScheduler(num_train_timesteps=steps, beta_schedule=model_args.beta_schedule)
+    denoiser = Denoiser(model, scheduler, model_args.ema_decay)
     shape = model.config.sample_size, model.config.in_channels
     args.remove_unused_columns = False
     trainer = DiffusionTrainer(
