@@ -335,6 +335,13 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
         run(monkeypatch, images, tmp_path / "again", *flags, "--ema_decay=0.5", "--resume_from_checkpoint=true")
 
 
+def test_a_run_whose_loss_is_not_finite_stops_before_the_step(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=r"Step 2 is not finite\. Loss: inf"):
+        run(monkeypatch, images, tmp_path / "run", "--max_steps=3", "--learning_rate=1e30")
+
+
 def test_training_goes_on_from_a_residual_checkpoint(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Trains a class-conditional DiT on images, in pixels: from scratch, or on from a checkpoint, with the stock Trainer.
 
-    modeling-hc train-diffusion fashion-mnist --dataset_name fashion-mnist --output_dir runs/dit-shc2
+    modeling-hc train-diffusion fashion-mnist --dataset_name data/fashion-mnist
     accelerate launch -m modeling_hc.commands.train_diffusion RECIPE [--flag value ...]
 
 Fields of the data have the names of `modeling-hc train-images`. Every field below and of
