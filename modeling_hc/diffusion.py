@@ -43,7 +43,7 @@ except ModuleNotFoundError as error:
 PIPELINE_NULL = 1000
 """The label that `DiTPipeline` gives for no class, whatever the number of classes."""
 EMBEDDER = "norm1.emb."
-RESIDUAL_CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second, in checkpoints before diffusers 0.29
+RESIDUAL_CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")  # the second, in older checkpoints
 DIT_FIELDS = [name for name in signature(DiTTransformer2DModel.__init__).parameters if name != "self"]
 CONNECTION_FIELDS = [field.name for field in fields(HyperConnectionConfigMixin) if field.name != "output_rescaling"]
 OWN_FIELDS = ["one_embedder", "class_dropout_prob", *CONNECTION_FIELDS]
@@ -64,7 +64,7 @@ class HCDiTBlock(HCDecoderLayerMixin, BasicTransformerBlock):
         """Returns none: the gates, which start at 0, set the size of what the blocks write."""
         return []
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -200,10 +200,18 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
             residual: a DiT of diffusers.
             **own: fields of this class. By default `stream_reduction` is "mean", which makes the outputs exactly
                 equal, and `one_embedder` is True where all embedders are equal, as in checkpoints of the DiT paper.
+
+        Raises:
+            TypeError: an argument is no field of this class alone.
+            ValueError: a field has a wrong value, or there is to be one embedder and those of the parent differ.
         """
+        if unknown := sorted(set(own) - set(OWN_FIELDS)):
+            raise TypeError(f"from_residual has no argument {unknown[0]!r}; there are {', '.join(OWN_FIELDS)}.")
         weights = residual.state_dict()
         embedders = [block.norm1.emb.state_dict() for block in residual.transformer_blocks]
         one = all(torch.equal(other[name], value) for other in embedders for name, value in embedders[0].items())
+        if own.get("one_embedder") and not one:
+            raise ValueError("one_embedder=True, but the blocks of this DiT have embedders that differ: leave it out.")
         values = {"stream_reduction": "mean", "one_embedder": one} | own
         model = cls.from_config(residual.config, **values)
         nn.Module.to(model, residual.device, residual.dtype)  # diffusers' own warns of what stays fp32
@@ -243,8 +251,8 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
     def forward(
         self,
         hidden_states: Tensor,
-        timestep: Tensor | None = None,
-        class_labels: Tensor | None = None,
+        timestep: Tensor,
+        class_labels: Tensor,
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> Any:

@@ -18,7 +18,7 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import EvalPrediction, default_data_collator
+from transformers import EvalPrediction, PreTrainedModel, default_data_collator
 
 diffusers = pytest.importorskip("diffusers", reason="the extra diffusion is not installed")
 
@@ -110,6 +110,13 @@ def test_a_dit_that_was_trained_is_not_converted_back() -> None:
         model.to_residual()
     with pytest.raises(ValueError, match="stream_reduction='sum'"):
         HCDiTTransformer2DModel.from_residual(residual(), stream_reduction="sum").to_residual()
+
+
+def test_a_conversion_that_would_change_the_function_is_rejected() -> None:
+    with pytest.raises(ValueError, match="one_embedder=True"):
+        HCDiTTransformer2DModel.from_residual(residual(), one_embedder=True)
+    with pytest.raises(TypeError, match="'num_steams'"):
+        HCDiTTransformer2DModel.from_residual(residual(), num_steams=2)
 
 
 def test_hyper_connections_stand_around_the_gated_branches() -> None:
@@ -348,6 +355,8 @@ def test_training_goes_on_from_a_residual_checkpoint(
     sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "sample_size": 8}
     DiTTransformer2DModel(**sizes, in_channels=3, num_embeds_ada_norm=3).save_pretrained(tmp_path / "dit")
     flags = [f"--model_name_or_path={tmp_path / 'dit'}", "--max_steps=1", "--learning_rate=0"]
+    kind = "activation" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient"
+    flags.append(f"--{kind}_checkpointing=true")
 
     assert run(monkeypatch, images, tmp_path / "run", *flags, "--config_overrides=connection=static") == 0
 
@@ -405,6 +414,13 @@ def test_the_averaged_weights_follow_the_weights() -> None:
         expected = step + 1.0 if expected is None else decay * expected + (1 - decay) * (step + 1.0)
         assert averaged[0].item() == pytest.approx(expected)
     assert not averaged.requires_grad
+
+
+def test_the_recipe_is_of_the_model_that_it_says() -> None:
+    arguments, *_ = train_diffusion.read(["fashion-mnist", "--use_cpu=true"])
+    model = train_diffusion.make_model(arguments, num_classes=10)
+    assert model.num_parameters() == pytest.approx(0.33e6, rel=0.01)
+    assert (model.config.connection, model.config.num_streams, model.config.sample_size) == ("static", 2, 16)
 
 
 def test_a_fresh_dit_has_closed_gates_and_predicts_nothing() -> None:

@@ -17,6 +17,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from diffusers import DDPMScheduler
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Trainer, default_data_collator, set_seed
 
@@ -28,8 +29,6 @@ from ..training.arguments import SafeTrainingArguments, parse
 from ..training.diffusion import Average, Denoiser, DiffusionTrainer, NoisyImages, initialize, losses_by_timestep
 from ..training.images import ImageArguments, load_images
 from . import train
-
-from diffusers import DDPMScheduler  # isort: skip  # after `..diffusion`, whose error helps
 
 FIELDS = [name for name in signature(HCDiTTransformer2DModel.__init__).parameters if name != "self"]
 

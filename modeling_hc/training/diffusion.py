@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -15,8 +16,6 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from ..diffusion import HCDiTTransformer2DModel, Pixels
 from ..losses import joined
 from .safe_trainer import SafeTrainer
-
-from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline  # isort: skip  # after `..diffusion`, whose error helps
 
 BUCKETS = 5
 """The held-out loss is told for so many equal ranges of timesteps."""
@@ -100,7 +99,7 @@ class Denoiser(nn.Module):
         self.transformer = transformer
         self.scheduler = scheduler
 
-        def average(averaged: Tensor, now: Tensor, steps: Tensor) -> Tensor:
+        def average(averaged: Tensor, now: Tensor, steps: Tensor | int) -> Tensor:
             return averaged.lerp(now, 1 - min(ema_decay, (1 + int(steps)) / (10 + int(steps))))
 
         self.averaged = AveragedModel(transformer, avg_fn=average, use_buffers=False).requires_grad_(False)
@@ -111,6 +110,8 @@ class Denoiser(nn.Module):
     def enable_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's call."""
         self.transformer.enable_gradient_checkpointing()
+
+    gradient_checkpointing_enable = enable_gradient_checkpointing  # of older versions
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, timesteps: Tensor | None = None, noise: Tensor | None = None
