@@ -107,11 +107,11 @@ class Denoiser(nn.Module):
     def num_parameters(self, **kwargs: Any) -> int:
         return self.transformer.num_parameters(**kwargs)
 
-    def enable_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's call."""
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The Trainer's call, where it is asked to keep fewer activations."""
         self.transformer.enable_gradient_checkpointing()
 
-    gradient_checkpointing_enable = enable_gradient_checkpointing  # of older versions
+    gradient_checkpointing_enable = activation_checkpointing_enable  # the name in older versions
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, timesteps: Tensor | None = None, noise: Tensor | None = None
