@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a language model from a recipe, or on from a checkpoint",
     "finetune": "finetune a checkpoint to classify texts",
     "train-images": "train a ViT to classify images, from a recipe or on from a checkpoint",
+    "train-diffusion": "train a class-conditional DiT to draw images",
     "convert": "give a residual checkpoint hyper-connections with the same outputs, or convert back",
     "generate": "let one or several models complete prompts",
     "evaluate": "compare models on HellaSwag, ARC and other tasks with lm-evaluation-harness",

@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from .configuration_hc import families
 
 RECIPES = Path(__file__).parent / "configuration"
-"""The folder of all recipes: models/*.json, training/*.yaml, images/*.yaml, experiments/*.yaml, accelerate/*.yaml."""
+"""The folder of all recipes: models/*.json, and training, images, diffusion, experiments and accelerate/*.yaml."""
 if not RECIPES.is_dir():  # a checkout, where they are at the top
     RECIPES = Path(__file__).parents[1] / "configuration"
 
@@ -26,7 +26,7 @@ def find_recipe(kind: str, name: str | PathLike) -> Path:
     """Returns the file of a recipe.
 
     Args:
-        kind: "models", "training", "images", "experiments" or "accelerate".
+        kind: "models", "training", "images", "diffusion", "experiments" or "accelerate".
         name: of a recipe of this package, such as `hc-llama-60m-dhc4`, or the path of a file.
 
     Raises:

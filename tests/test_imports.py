@@ -101,6 +101,7 @@ def test_nothing_in_the_package_imports_scripts_evaluation_or_tests() -> None:
 EXTRAS = [
     "accelerate",
     "datasets",
+    "diffusers",
     "evaluate",
     "lm_eval",
     "matplotlib",
@@ -114,7 +115,7 @@ WITHOUT_EXTRAS = [
     *(
         path.stem
         for path in PACKAGE.glob("*.py")
-        if path.stem not in ("__init__", "data", "triton_hc", "triton_kernels_hc")
+        if path.stem not in ("__init__", "data", "diffusion", "triton_hc", "triton_kernels_hc")
     ),
     *("conversion", "analysis.connections", "analysis.recording"),
     *("commands.convert", "commands.generate", "commands.info", "commands.push"),

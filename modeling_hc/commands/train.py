@@ -72,16 +72,21 @@ logger = logging.get_logger(__name__)
 STOPPED = os.EX_TEMPFAIL  # 75, "try again"
 
 
-def model_config(args: ModelArguments) -> PreTrainedConfig:
-    """Returns the configuration of the model to train."""
-    pairs = [pair.partition("=") for pair in (args.config_overrides or "").split(",") if pair]
+def read_overrides(config_overrides: str | None) -> dict[str, Any]:
+    """Returns the values of `config_overrides` by name."""
+    pairs = [pair.partition("=") for pair in (config_overrides or "").split(",") if pair]
     for name, equals, _ in pairs:
         if not equals:
             raise ValueError(
-                f"config_overrides={args.config_overrides} gives {name!r} no value: write name=value, and commas "
-                "between several, such as num_streams=4,connection=dynamic."
+                f"config_overrides={config_overrides} gives {name!r} no value: write name=value, and commas between "
+                "several, such as num_streams=4,connection=dynamic."
             )
-    overrides = {name.strip(): _value(value.strip()) for name, _, value in pairs}
+    return {name.strip(): _value(value.strip()) for name, _, value in pairs}
+
+
+def model_config(args: ModelArguments) -> PreTrainedConfig:
+    """Returns the configuration of the model to train."""
+    overrides = read_overrides(args.config_overrides)
     if (args.config is None) == (args.model_name_or_path is None):
         raise ValueError(
             f"Give either config, a recipe to train from scratch, or model_name_or_path, a checkpoint to train on "

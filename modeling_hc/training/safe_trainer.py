@@ -224,6 +224,8 @@ class SafeTrainer(Trainer):
             if self.args.should_save:
                 flush(unfinished)
                 for path in unfinished.iterdir():
+                    if path.is_dir():  # of a pipeline; a folder is not replaced by another
+                        shutil.rmtree(folder / path.name, ignore_errors=True)
                     os.replace(path, folder / path.name)
                 self._rotate(folder)  # a run that was killed after its last save, before this
                 shutil.rmtree(folder / UNFINISHED)
@@ -293,7 +295,9 @@ class SafeTrainer(Trainer):
             (name, gradient), last = bad[0], bad[-1][0]
             numbers = gradient.numel() - gradient.isfinite().sum().item()
             found += f", the first of {name} (in {numbers} of {gradient.numel()} numbers), the last of {last}"
-        streams = stream_magnitudes(self.model, inputs[self.model.main_input_name])
+        streams = []
+        if hasattr(self.model, "base_model"):  # of transformers
+            streams = stream_magnitudes(self.model, inputs[self.model.main_input_name])
         if not streams:
             return f"{found}."
         streams = self.accelerator.reduce(torch.tensor(streams, device=self.args.device), "max").tolist()
