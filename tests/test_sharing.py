@@ -63,7 +63,7 @@ for group, names in json.loads(sys.argv[1]).items():
             outputs[model.config.model_type, auto_class] = model(torch.arange(5, 15)[None])[0].detach()
             model.save_pretrained(f"{group}/{model.config.model_type}/{auto_class} of {group}")
     torch.save(outputs, f"{group}.pt")
-    break
+    os._exit(0)  # taking the interpreter down takes a second
 """
 Outputs = dict[tuple[str, str], Tensor]  # by model type and Auto class
 
