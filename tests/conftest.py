@@ -2,8 +2,12 @@
 """Tests run without a network and, since pytest-xdist runs several at once, on one thread and one cache each."""
 
 import os
+import runpy
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +31,30 @@ def _verbosity() -> Iterator[None]:
     before = transformers.logging.get_verbosity()
     yield
     transformers.logging.set_verbosity(before)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Any]:
+    """Runs a script of the repository in the process of the tests, and returns what a process of its own would.
+
+    A process of its own spends seconds on its imports, so each command has one test in one.
+    """
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
+        path = str(Path(__file__).parents[1] / script)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capsys.readouterr()
+        if isinstance(status, str):  # the interpreter would print it
+            status, err = 1, f"{err}{status}\n"
+        return subprocess.CompletedProcess(sys.argv, status, out, err)
+
+    return run
 
 
 @pytest.fixture

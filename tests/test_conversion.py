@@ -119,14 +119,13 @@ def test_every_tensor_arrives_bit_for_bit_beside_the_papers_initial_values(shard
     assert not added
 
 
-def test_a_converted_folder_is_complete_for_a_process_without_this_package(source, tmp_path):
+def test_a_converted_folder_is_complete_for_a_process_without_this_package(source, tmp_path, in_process, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # not in the process of the tests
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
     tokenizer.save_pretrained(source)
     (source / "optimizer.pt").write_bytes(b"of a training run")
     target = tmp_path / "target"
-    done = subprocess.run(
-        command(source, target, "--num_streams", "2", "--connection", "static"), capture_output=True, text=True
-    )
+    done = in_process("scripts/convert.py", source, target, "--num_streams", "2", "--connection", "static")
     assert done.returncode == 0, done.stderr
     assert "bit for bit" in done.stdout
     assert (target / "README.md").is_file()
@@ -377,6 +376,7 @@ def test_a_disk_too_small_is_rejected_before_anything_is_written(source, tmp_pat
 
 
 # The script, held where all is written and nothing verified, until its standard input ends.
+# Whether SIGHUP ends it does not depend on how the tests were started: its first argument is "hangup" or "nohup".
 HELD = """
 import runpy, signal, sys
 from modeling_hc.conversion import checkpoints
@@ -393,13 +393,50 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def interrupted(number: signal.Signals, source: Path, target: Path, terminal: str = "hangup") -> subprocess.Popen:
-    """Converts in a process of its own, which gets the signal when the weights are written.
+def interrupted(number: signal.Signals, source: Path, target: Path) -> tuple[int, int]:
+    """Converts in a fork of this process, which gets the signal when the weights are written.
 
-    Whether SIGHUP ends it does not depend on how the tests were started: `terminal` is "hangup" or "nohup".
+    Returns its process id and how it ended.
     """
+    (output, written), (held, release) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1  # of an error, as the interpreter has it
+        try:
+            os.close(release)
+            sys.stdin, sys.stdout = os.fdopen(held), os.fdopen(written, "w")
+            sys.argv = ["-c", "hangup", *command(source, target)[1:]]
+            exec(HELD, {"__name__": "__main__"})
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(written)
+    os.close(held)
+    assert os.read(output, 100) == b"written\n"
+    assert list(target.parent.glob(f"{target.name}.converting-{pid}/*.safetensors"))
+    os.kill(pid, number)
+    os.close(release)
+    _, status = os.waitpid(pid, 0)
+    os.close(output)
+    return pid, os.waitstatus_to_exitcode(status)
+
+
+def test_an_interrupted_conversion_leaves_no_target(source, tmp_path):
+    before = fingerprint(source)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        assert interrupted(number, source, tmp_path / "target")[1] == 1
+        assert list(tmp_path.iterdir()) == [source]
+    killed, status = interrupted(signal.SIGKILL, source, tmp_path / "target")
+    assert status == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {"source", f"target.converting-{killed}"}
+    to_hyper_connected(source, tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+    assert fingerprint(source) == before
+
+
+def test_a_conversion_under_nohup_outlives_its_terminal(source, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", HELD, terminal, *command(source, target)[1:]],
+        [sys.executable, "-c", HELD, "nohup", *command(source, tmp_path / "target")[1:]],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -407,27 +444,9 @@ def interrupted(number: signal.Signals, source: Path, target: Path, terminal: st
     )
     line = process.stdout.readline()
     assert line == "written\n", process.communicate()[1]
-    assert list(target.parent.glob(f"{target.name}.converting-{process.pid}/*.safetensors"))
-    process.send_signal(number)
+    process.send_signal(signal.SIGHUP)
     process.communicate()
-    return process
-
-
-def test_an_interrupted_conversion_leaves_no_target(source, tmp_path):
-    before = fingerprint(source)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        assert interrupted(number, source, tmp_path / "target").returncode == 1
-        assert list(tmp_path.iterdir()) == [source]
-    killed = interrupted(signal.SIGKILL, source, tmp_path / "target")
-    assert killed.returncode == -signal.SIGKILL
-    assert {path.name for path in tmp_path.iterdir()} == {"source", f"target.converting-{killed.pid}"}
-    to_hyper_connected(source, tmp_path / "target")
-    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
-    assert fingerprint(source) == before
-
-
-def test_a_conversion_under_nohup_outlives_its_terminal(source, tmp_path):
-    assert interrupted(signal.SIGHUP, source, tmp_path / "target", "nohup").returncode == 0
+    assert process.returncode == 0
     assert torch.equal(logits(tmp_path / "target"), logits(source))
 
 
@@ -491,18 +510,23 @@ TEXTS = [
 DECLARED = [("metaspace", None), ("metaspace", "LlamaTokenizer")]
 DECLARED += [("bytes", None), ("bytes", "LlamaTokenizerFast"), ("bytes", "GPTNeoXTokenizer"), ("bytes", "old")]
 READ = """
-import json, pathlib, sys
-if sys.argv[1] == "without":
-    sys.modules["modeling_hc"] = None
-else:
-    import modeling_hc
-from transformers import AutoTokenizer
+import json, os, pathlib, sys
+from transformers import AutoTokenizer, GenerationMixin, PreTrainedModel  # once for all
 texts, found = json.loads(sys.argv[2]), {}
-for folder in sys.argv[3:]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=sys.argv[1] == "without")
-    ends = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
-    found[pathlib.Path(folder).name] = [[tokenizer(text)["input_ids"] for text in texts], *ends]
-print("FOUND" + json.dumps(found))
+for package in ("with", "without"):
+    if child := os.fork():  # for each a process that has not read them the other way
+        os.waitpid(child, 0)
+        continue
+    if package == "with":
+        import modeling_hc
+    else:
+        sys.modules["modeling_hc"] = None
+    for folder in sys.argv[3:]:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=package == "without")
+        ends = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
+        found[pathlib.Path(folder).name] = [[tokenizer(text)["input_ids"] for text in texts], *ends]
+    pathlib.Path(sys.argv[1], package).write_text(json.dumps(found))
+    os._exit(0)  # taking the interpreter down takes a second
 """
 
 
@@ -528,16 +552,17 @@ def write_tokenizer(folder: Path, form: str, declared: str | None) -> None:
         (folder / "tokenizer_config.json").write_text(json.dumps(values))
 
 
-def read_tokenizers(folders: list[Path], package: str) -> dict[str, list]:
-    """What fresh processes make of the texts, with the package, or without it and with `trust_remote_code`."""
+def read_tokenizers(folders: list[Path], output: Path) -> dict[str, dict[str, list]]:
+    """What fresh processes make of the texts "with" the package, and "without" it and with `trust_remote_code`."""
+    output.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", READ, package, json.dumps(TEXTS), *map(str, folders)],
+        [sys.executable, "-c", READ, str(output), json.dumps(TEXTS), *map(str, folders)],
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.rpartition("FOUND")[2])
+    assert {path.name for path in output.iterdir()} == {"with", "without"}, done.stderr[-2000:]
+    return {path.name: json.loads(path.read_text()) for path in output.iterdir()}
 
 
 # Each takes minutes of conversions; these two are the families whose parents do not tokenize as their files say.
@@ -564,8 +589,9 @@ def test_a_converted_folder_tokenizes_as_its_parent_with_and_without_this_packag
         tokens = [stock(text)["input_ids"] for text in TEXTS]
         expected[parent.name] = [tokens, stock.bos_token, stock.eos_token, stock.unk_token, stock.pad_token]
     assert len({json.dumps(tokens) for tokens, *_ in expected.values()}) > 1
-    for package, kinds in (("with", ["converted", "saved", "back"]), ("without", ["converted", "saved"])):
-        found = read_tokenizers([tmp_path / f"{parent.name}-{kind}" for parent in parents for kind in kinds], package)
+    kinds = ["converted", "saved", "back"]
+    folders = [tmp_path / f"{parent.name}-{kind}" for parent in parents for kind in kinds]
+    for package, found in read_tokenizers(folders, tmp_path / "found").items():
         for name, (texts, *_) in expected.items():
             for kind in kinds:
                 tokens = found[f"{name}-{kind}"]

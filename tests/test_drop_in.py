@@ -390,34 +390,53 @@ class WithValue(HCLlamaForCausalLM):
 STOCK_SUBCLASS = SUBCLASS.replace("from modeling_hc", "from transformers").replace("HCLlama", "Llama")
 
 
-@pytest.mark.report(16, "a subclass with a head more, registered and saved")
-@pytest.mark.parametrize("code", [STOCK_SUBCLASS, SUBCLASS], ids=["stock", "ours"])
-def test_a_users_subclass_is_loaded_as_itself(code: str, tmp_path: Path, outcome: Callable) -> None:
-    (tmp_path / "with_value.py").write_text(code)
-    config = "modeling_hc.HCLlamaConfig" if code is SUBCLASS else "transformers.LlamaConfig"
-    script = f"""
+CLASSES_OF_USERS = {"stock": STOCK_SUBCLASS, "ours": SUBCLASS}
+SAVE = """
 import sys, json
 import modeling_hc, torch, transformers
-sys.path.insert(0, sys.argv[2])
-from with_value import WithValue
-WithValue.register_for_auto_class("AutoModelForCausalLM")
-model = WithValue({config}(**json.loads(sys.argv[3])))
-model.save_pretrained(sys.argv[1])
+folder, sizes = sys.argv[1], json.loads(sys.argv[2])
+for kind, config_class in (("stock", transformers.LlamaConfig), ("ours", modeling_hc.HCLlamaConfig)):
+    sys.path[0] = f"{folder}/{kind}"
+    sys.modules.pop("with_value", None)
+    from with_value import WithValue
+    WithValue.register_for_auto_class("AutoModelForCausalLM")
+    WithValue(config_class(**sizes)).save_pretrained(f"{folder}/{kind}/saved")
 """
-    python(script, tmp_path / "saved", tmp_path, json.dumps(SIZES), package=True)
-    load = """
-import sys, modeling_hc, transformers
-for trust in (True, None):
-    model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=trust)
-    print(type(model).__name__, hasattr(model, "value"))
-model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-print(type(model).__name__)
+LOAD = """
+import sys, json, modeling_hc, transformers
+found = {}
+for kind in ("stock", "ours"):
+    saved, lines = f"{sys.argv[1]}/{kind}/saved", []
+    found[kind] = lines
+    for trust in (True, None):
+        model = transformers.AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=trust)
+        lines.append(f"{type(model).__name__} {hasattr(model, 'value')}")
+    model = transformers.AutoModel.from_pretrained(saved, trust_remote_code=True)
+    lines.append(type(model).__name__)
+print(json.dumps(found))
 """
 
-    found = python(load, tmp_path / "saved", package=True).splitlines()
+
+@pytest.fixture(scope="module")
+def found_of_users(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What a fresh process finds of the subclasses that another has saved."""
+    folder = tmp_path_factory.mktemp("subclasses")
+    for kind, code in CLASSES_OF_USERS.items():
+        (folder / kind).mkdir()
+        (folder / kind / "with_value.py").write_text(code)
+    python(SAVE, folder, json.dumps(SIZES), package=True)
+    return json.loads(python(LOAD, folder, package=True).splitlines()[-1])
+
+
+@pytest.mark.report(16, "a subclass with a head more, registered and saved")
+@pytest.mark.parametrize("kind", CLASSES_OF_USERS)
+def test_a_users_subclass_is_loaded_as_itself(
+    kind: str, found_of_users: dict[str, list[str]], outcome: Callable
+) -> None:
+    found = found_of_users[kind]
 
     expected = ["WithValue True", "HCLlamaForCausalLM False", "HCLlamaModel"]
-    if code is STOCK_SUBCLASS:
+    if kind == "stock":
         expected = [line.removeprefix("HC") for line in expected]
         outcome(found[0], "")
     else:
@@ -425,45 +444,92 @@ print(type(model).__name__)
     assert found == expected
 
 
-@pytest.mark.report(12, "a shared folder whose name is not ASCII")
-@pytest.mark.parametrize("name", ["模型-7B", "modèle v1.0"])
-def test_a_shared_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+NAMES = ["模型-7B", "modèle v1.0"]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, dict[str, list[Any]]]:
+    """The sum of a model's logits; and by the name of its folder, what a process finds that loads it from there."""
+    folder = tmp_path_factory.mktemp("names")
     model = trained()
-    model.save_pretrained(tmp_path / name)
+    for name in NAMES:
+        model.save_pretrained(folder / name)
     code = """
 import sys
-from transformers import AutoModelForCausalLM
+sys.modules.update(modeling_hc=None)
+import json
 import torch
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-print(type(model).__module__.split(".")[0], model(torch.arange(5, 15)[None]).logits.sum().item())
+from transformers import AutoModelForCausalLM
+found = {}
+for name in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(f"{sys.argv[1]}/{name}", trust_remote_code=True)
+    found[name] = [type(model).__module__, model(torch.arange(5, 15)[None]).logits.sum().item()]
+print(json.dumps(found))
 """
     # With Triton, for the kernels' operators have names made of the folder's.
-    printed = python("import sys; sys.modules.update(modeling_hc=None)\n" + code, tmp_path / name, package=True)
+    found = json.loads(python(code, folder, *NAMES, package=True).splitlines()[-1])
+    return model(torch.arange(5, 15)[None]).logits.sum().item(), found
 
-    module, logits = printed.splitlines()[-1].split()
-    assert module == "transformers_modules"
-    assert float(logits) == pytest.approx(model(torch.arange(5, 15)[None]).logits.sum().item(), rel=1e-5)
+
+@pytest.mark.report(12, "a shared folder whose name is not ASCII")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shared_folder_may_have_any_name(name: str, named: tuple[float, dict[str, list[Any]]]) -> None:
+    expected, found = named
+    module, logits = found[name]
+
+    assert module.split(".")[0] == "transformers_modules"
+    assert len({module for module, _ in found.values()}) == len(NAMES)
+    assert logits == pytest.approx(expected, rel=1e-5)
+
+
+HEADS = [name for name in HCLlamaConfig.auto_classes if name != "AutoConfig"]
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, list[Any]]]:
+    """By Auto class, the sum of what a model computes; and what a process without the package finds that loads it.
+
+    That process forks for each of them, and folders have names of their own, so that none finds what another loaded.
+    """
+    folder, expected = tmp_path_factory.mktemp("heads"), {}
+    for auto_class in HEADS:
+        torch.manual_seed(0)
+        model = getattr(transformers, auto_class).from_config(HCLlamaConfig(**SIZES))
+        scramble(model, 0.2)
+        model.eval().save_pretrained(folder / auto_class)
+        expected[auto_class] = model(torch.arange(5, 15)[None])[0].sum().item()
+    code = """
+import json, os, sys, torch, transformers
+from pathlib import Path
+from transformers import AutoModel, GenerationMixin, PreTrainedModel  # once for all
+folder, *heads = sys.argv[1:]
+failed = 0
+for head in heads:
+    child = os.fork()
+    if child == 0:
+        auto_class, saved = getattr(transformers, head), f"{folder}/{head}"
+        model = auto_class.from_pretrained(saved, trust_remote_code=True)
+        model.save_pretrained(saved + ".again")
+        again = auto_class.from_pretrained(saved + ".again", trust_remote_code=True)
+        sums = [m(torch.arange(5, 15)[None])[0].sum().item() for m in (model, again)]
+        Path(saved + ".json").write_text(json.dumps([type(model).__module__, *sums]))
+        os._exit(0)  # taking the interpreter down takes longer than all above
+    failed |= os.waitpid(child, 0)[1]
+sys.exit(failed > 0)
+"""
+    python(code, folder, *HEADS)
+    return {head: (expected[head], json.loads((folder / f"{head}.json").read_text())) for head in HEADS}
 
 
 @pytest.mark.report(26, "every head from a local folder without the package, each in a process of its own")
-@pytest.mark.parametrize("auto_class", [name for name in HCLlamaConfig.auto_classes if name != "AutoConfig"])
-def test_every_head_loads_from_a_local_folder_without_the_package(auto_class: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = getattr(transformers, auto_class).from_config(HCLlamaConfig(**SIZES))
-    scramble(model, 0.2)
-    model.eval().save_pretrained(tmp_path / "model")
-    code = f"""
-import sys, torch, transformers
-model = transformers.{auto_class}.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules."), type(model)
-model.save_pretrained(sys.argv[1] + ".again")
-again = transformers.{auto_class}.from_pretrained(sys.argv[1] + ".again", trust_remote_code=True)
-print(model(torch.arange(5, 15)[None])[0].sum().item(), again(torch.arange(5, 15)[None])[0].sum().item())
-"""
+@pytest.mark.parametrize("auto_class", HEADS)
+def test_every_head_loads_from_a_local_folder_without_the_package(
+    auto_class: str, heads: dict[str, tuple[float, list[Any]]]
+) -> None:
+    expected, found = heads[auto_class]
 
-    once, again = map(float, python(code, tmp_path / "model").splitlines()[-1].split())
-
-    expected = model(torch.arange(5, 15)[None])[0].sum().item()
+    module, once, again = found
+    assert module.startswith("transformers_modules."), module
     assert (once, again) == pytest.approx((expected, expected), rel=1e-4)
 
 

@@ -341,7 +341,12 @@ def _generating_task(folder: Path) -> str:
 
 @pytest.mark.report(3, "evaluation on a task that generates text, then anything")
 def test_a_folder_stays_whole_after_an_evaluation_of_written_answers(
-    residual: str, converted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Callable
+    residual: str,
+    converted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable,
+    outcome: Callable,
 ) -> None:
     monkeypatch.setattr(run, "OUR_TASKS", tmp_path)
     run.task_manager.cache_clear()
@@ -358,8 +363,7 @@ def test_a_folder_stays_whole_after_an_evaluation_of_written_answers(
     assert entry["metrics"][0]["value"] == values["hc"]["value"]
     (result,) = (r for r in ModelCard.load(card).data.eval_results if r.dataset_name == "written_task")
     assert (result.metric_type, type(result.metric_value)) == ("exact_match", float)
-    push = [sys.executable, str(ROOT / "scripts/push_to_hub.py"), str(tmp_path / "hc"), "somebody/model", "--dry_run"]
-    assert subprocess.run(push, capture_output=True).returncode == 0
+    assert in_process("scripts/push_to_hub.py", tmp_path / "hc", "somebody/model", "--dry_run").returncode == 0
 
 
 @pytest.mark.parametrize("family", ["residual", "converted"])

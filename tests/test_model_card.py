@@ -4,8 +4,6 @@
 import datetime
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,6 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM
 from modeling_hc.model_card_hc import add_evaluation, add_training
 from modeling_hc.records import write_json
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 
@@ -140,7 +136,9 @@ def test_any_value_is_written_so_that_a_safe_loader_reads_it(name: str, folder: 
 
 
 @pytest.mark.report(3, "a card that an earlier version made unreadable")
-def test_a_card_that_cannot_be_read_is_left_alone_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_card_that_cannot_be_read_is_left_alone_and_named(
+    folder: Path, caplog: pytest.LogCaptureFixture, in_process: Callable
+) -> None:
     card = (folder / "README.md").read_text()
     broken = card.replace("---", "---\nvalue: !!python/object/apply:numpy.float64 [1]", 1)
     (folder / "README.md").write_text(broken)
@@ -148,6 +146,5 @@ def test_a_card_that_cannot_be_read_is_left_alone_and_named(folder: Path, caplog
     assert not add_evaluation(folder, [result("arc", 0.1)])
     assert (folder / "README.md").read_text() == broken
     assert "README.md stays as it is" in caplog.text
-    push = [sys.executable, str(SCRIPTS / "push_to_hub.py"), str(folder), "somebody/model", "--dry_run"]
-    done = subprocess.run(push, capture_output=True, text=True)
+    done = in_process("scripts/push_to_hub.py", folder, "somebody/model", "--dry_run")
     assert done.returncode == 1 and "README.md cannot be read" in done.stderr and "Traceback" not in done.stderr

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,11 @@ RECIPES = ROOT / "configuration" / "models"
 NAMES = ["olmo-1b", "olmo-1b-shc4", "olmo-1b-dhc4", "olmoe-10m-30m-dhc4"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/model_info.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def infos() -> dict[str, dict[str, Any]]:
-    printed = run("--json", *(f"configuration/models/{name}.json" for name in NAMES))
+    recipes = [f"configuration/models/{name}.json" for name in NAMES]
+    command = [sys.executable, "scripts/model_info.py", "--json", *recipes]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert printed.returncode == 0, printed.stderr
     return {info["recipe"]: info for info in json.loads(printed.stdout)}
 
@@ -82,8 +80,8 @@ def test_memory_for_the_backward_pass_is_what_a_real_model_keeps(infos: dict[str
     assert info["memory_weights"] == 4 * model.num_parameters() == info["memory_adamw"] / 2
 
 
-def test_one_command_prints_tables_a_line_for_each_recipe() -> None:
-    printed = run("configuration/models/olmoe-10m-30m.json")
+def test_one_command_prints_tables_a_line_for_each_recipe(in_process: Callable) -> None:
+    printed = in_process("scripts/model_info.py", RECIPES / "olmoe-10m-30m.json")
 
     assert printed.returncode == 0, printed.stderr
     assert [line.split()[0] for line in printed.stdout.splitlines() if line.startswith("olmoe")] == 3 * [
@@ -104,11 +102,11 @@ def test_every_variant_has_the_parameters_of_its_formula(capsys: pytest.CaptureF
     assert {name: each["parameters_in_one_connection"] for name, each in found.items()} == expected
 
 
-def test_a_recipe_that_cannot_be_read_is_an_error_in_one_paragraph(tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_be_read_is_an_error_in_one_paragraph(tmp_path: Path, in_process: Callable) -> None:
     recipe = tmp_path / "typo.json"
     recipe.write_text('{"model_type": "hc_olmo", "num_stream": 4}')
 
-    printed = run(str(recipe))
+    printed = in_process("scripts/model_info.py", recipe)
 
     assert printed.returncode == 1
     assert "num_streams" in printed.stderr

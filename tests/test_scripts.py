@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,14 @@ def run(script: str, *arguments: object, **environment: str) -> subprocess.Compl
     return subprocess.run(command, env=inherited | environment, capture_output=True, text=True)
 
 
-def test_what_would_be_uploaded_is_the_whole_model_without_the_training_state(saved: Path) -> None:
+def test_what_would_be_uploaded_is_the_whole_model_without_the_training_state(
+    saved: Path, in_process: Callable
+) -> None:
     for name in ("optimizer.pt", "training_args.bin", ".secret"):
         (saved / name).write_text("not for sharing")
     (saved / "checkpoint-5").mkdir()
 
-    done = run("push_to_hub.py", saved, "somebody/model", "--dry_run")
+    done = in_process("scripts/push_to_hub.py", saved, "somebody/model", "--dry_run")
 
     assert done.returncode == 0, done.stderr
     listed = {line.split()[-1] for line in done.stdout.splitlines() if " bytes  " in line} - {"all"}
@@ -47,10 +50,12 @@ def test_what_would_be_uploaded_is_the_whole_model_without_the_training_state(sa
     assert "license" in done.stdout
 
 
-def test_nothing_is_uploaded_from_an_incomplete_folder_or_without_a_token(saved: Path, tmp_path: Path) -> None:
+def test_nothing_is_uploaded_from_an_incomplete_folder_or_without_a_token(
+    saved: Path, tmp_path: Path, in_process: Callable
+) -> None:
     without_token = run("push_to_hub.py", saved, "somebody/model", HF_HOME=str(tmp_path / "home"))
     next(saved.glob("model-00002-of-*.safetensors")).unlink()
-    without_shard = run("push_to_hub.py", saved, "somebody/model")
+    without_shard = in_process("scripts/push_to_hub.py", saved, "somebody/model")
 
     for done, reason in ((without_token, "hf auth login"), (without_shard, "lacks model-00002-of-")):
         assert done.returncode == 1
@@ -58,13 +63,15 @@ def test_nothing_is_uploaded_from_an_incomplete_folder_or_without_a_token(saved:
         assert "Traceback" not in done.stderr
 
 
-def test_a_residual_model_is_uploaded_without_a_card_and_ours_is_not(saved: Path, tmp_path: Path) -> None:
+def test_a_residual_model_is_uploaded_without_a_card_and_ours_is_not(
+    saved: Path, tmp_path: Path, in_process: Callable
+) -> None:
     config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "residual")
     (saved / "README.md").unlink()
 
-    residual = run("push_to_hub.py", tmp_path / "residual", "somebody/model", "--dry_run")
-    ours = run("push_to_hub.py", saved, "somebody/model", "--dry_run")
+    residual = in_process("scripts/push_to_hub.py", tmp_path / "residual", "somebody/model", "--dry_run")
+    ours = in_process("scripts/push_to_hub.py", saved, "somebody/model", "--dry_run")
 
     assert residual.returncode == 0, residual.stderr
     assert "without a card" in residual.stdout

@@ -41,37 +41,42 @@ FAMILIES = {
 TOKENS = torch.arange(5, 15)[None]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# Loads models with every Auto class that their folders name, notes the outputs, and saves each again.
+# Loads models with every Auto class that their folders name, notes the outputs, and saves each again. It forks for
+# each group of folders, so that none finds what another has loaded.
 STRANGER = """
-import sys
+import json, os, sys
 sys.modules.update(modeling_hc=None, triton=None)  # an import of either raises ModuleNotFoundError
 import torch, transformers
-outputs = {}
-for name in sys.argv[1:]:
-    for auto_class in transformers.AutoConfig.from_pretrained(name, trust_remote_code=True).auto_map:
-        if auto_class == "AutoConfig":
-            continue
-        torch.manual_seed(0)  # a head that the checkpoint lacks starts at random
-        model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
-        assert type(model).__module__.startswith("transformers_modules."), type(model)
-        outputs[model.config.model_type, auto_class] = model(torch.arange(5, 15)[None])[0].detach()
-        model.save_pretrained(f"{model.config.model_type}/{auto_class}")
-torch.save(outputs, "outputs.pt")
+from transformers import AutoModel, GenerationMixin, PreTrainedModel  # once for all
+for group, names in json.loads(sys.argv[1]).items():
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    outputs = {}
+    for name in names:
+        for auto_class in transformers.AutoConfig.from_pretrained(name, trust_remote_code=True).auto_map:
+            if auto_class == "AutoConfig":
+                continue
+            torch.manual_seed(0)  # a head that the checkpoint lacks starts at random
+            model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True)
+            assert type(model).__module__.startswith("transformers_modules."), type(model)
+            outputs[model.config.model_type, auto_class] = model(torch.arange(5, 15)[None])[0].detach()
+            model.save_pretrained(f"{group}/{model.config.model_type}/{auto_class} of {group}")
+    torch.save(outputs, f"{group}.pt")
+    os._exit(0)  # taking the interpreter down takes a second
 """
-
 Outputs = dict[tuple[str, str], Tensor]  # by model type and Auto class
 
 
-def as_a_stranger(names: list[str], out: Path, home: Path) -> Outputs:
+def as_a_stranger(groups: dict[str, list[str]], out: Path, home: Path) -> dict[str, Outputs]:
     """Runs `STRANGER` in a fresh process in the folder `out`, with the given Hub cache."""
     out.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))}
     environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *names], cwd=out, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.load(out / "outputs.pt")
+    command = [sys.executable, "-c", STRANGER, json.dumps(groups)]
+    done = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True)
+    assert {path.stem for path in out.glob("*.pt")} == groups.keys(), done.stderr
+    return {group: torch.load(out / f"{group}.pt") for group in groups}
 
 
 def put_into_hub_cache(folder: Path, home: Path, name: str) -> None:
@@ -102,31 +107,63 @@ def assert_equal(actual: Outputs, expected: Outputs) -> None:
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
 
-def test_every_variant_and_the_gated_reduction_load_where_the_package_is_absent(tmp_path: Path) -> None:
-    variants = {"llama": "mhc", "mistral": "mhc_lite", "olmo": "identity", "olmoe": "kromhc"}
-    expected = {}
-    for family, connection in variants.items():
-        fields = {"connection": connection, "stream_reduction": "gated"}
-        expected |= save_with_expected_outputs(FAMILIES[family], tmp_path / family, **fields)
-
-    names = [str(tmp_path / family) for family in variants]
-    assert_equal(as_a_stranger(names, tmp_path / "out", tmp_path / "home"), expected)
+VARIANTS = {"llama": "mhc", "mistral": "mhc_lite", "olmo": "identity", "olmoe": "kromhc"}
 
 
-@pytest.mark.parametrize("source", ["a local folder", "the Hub's cache"])
-def test_saved_models_load_where_the_package_and_triton_are_absent(tmp_path: Path, source: str) -> None:
-    names, expected = [], {}
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Outputs], Path]:
+    """What saved models compute where they were saved, and a folder in which each group of them lies."""
+    folder = tmp_path_factory.mktemp("shared")
+    expected: dict[str, Outputs] = {"local": {}, "hub": {}, "variants": {}}
     for family, contract in FAMILIES.items():
-        expected |= save_with_expected_outputs(contract, tmp_path / family)
-        names.append(f"somebody/{family}.v1" if source == "the Hub's cache" else str(tmp_path / family))
-        if source == "the Hub's cache":
-            put_into_hub_cache(tmp_path / family, tmp_path / "home", names[-1])
+        expected["local"] |= save_with_expected_outputs(contract, folder / "local" / family)
+        put_into_hub_cache(folder / "local" / family, folder / "home", f"somebody/{family}.v1")
+    expected["hub"] = expected["local"]
+    for family, connection in VARIANTS.items():
+        fields = {"connection": connection, "stream_reduction": "gated"}
+        expected["variants"] |= save_with_expected_outputs(FAMILIES[family], folder / "variants" / family, **fields)
+    return expected, folder
 
-    assert_equal(as_a_stranger(names, tmp_path / "first", tmp_path / "home"), expected)
 
-    # What a stranger saves, the next stranger loads.
-    saved_again = [str(folder) for folder in (tmp_path / "first").glob("*/AutoModelForCausalLM")]
-    assert_equal(as_a_stranger(saved_again, tmp_path / "second", tmp_path / "another home"), expected)
+@pytest.fixture(scope="module")
+def first_stranger(shared: tuple[dict[str, Outputs], Path]) -> dict[str, Outputs]:
+    _, folder = shared
+    groups = {
+        "local": [str(folder / "local" / family) for family in FAMILIES],
+        "hub": [f"somebody/{family}.v1" for family in FAMILIES],
+        "variants": [str(folder / "variants" / family) for family in VARIANTS],
+    }
+    return as_a_stranger(groups, folder / "first", folder / "home")
+
+
+@pytest.fixture(scope="module")
+def second_stranger(shared: tuple[dict[str, Outputs], Path], first_stranger: dict[str, Outputs]) -> dict[str, Outputs]:
+    """What a stranger saves, the next stranger loads."""
+    _, folder = shared
+    groups = {
+        group: [str(saved) for saved in (folder / "first" / group).glob("*/AutoModelForCausalLM*")]
+        for group in ("local", "hub")
+    }
+    return as_a_stranger(groups, folder / "second", folder / "another home")
+
+
+def test_every_variant_and_the_gated_reduction_load_where_the_package_is_absent(
+    shared: tuple[dict[str, Outputs], Path], first_stranger: dict[str, Outputs]
+) -> None:
+    assert_equal(first_stranger["variants"], shared[0]["variants"])
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param("local", id="a local folder"), pytest.param("hub", id="the Hub's cache")]
+)
+def test_saved_models_load_where_the_package_and_triton_are_absent(
+    source: str,
+    shared: tuple[dict[str, Outputs], Path],
+    first_stranger: dict[str, Outputs],
+    second_stranger: dict[str, Outputs],
+) -> None:
+    assert_equal(first_stranger[source], shared[0][source])
+    assert_equal(second_stranger[source], shared[0][source])
 
 
 def test_the_package_and_trust_remote_code_go_together(tmp_path: Path) -> None:
