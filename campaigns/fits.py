@@ -273,7 +273,8 @@ def connect(model: PreTrainedModel, anatomy: Anatomy, donor: type, num_streams: 
 
 def _add_fields(model: PreTrainedModel, num_streams: int) -> PreTrainedConfig:
     values = {f.name: f.default for f in dataclasses.fields(HyperConnectionConfigMixin) if f.name != "num_streams"}
-    for name, value in (values | {"num_streams": num_streams, "stream_reduction": "mean"}).items():
+    values |= {"num_streams": num_streams, "stream_reduction": "mean", "stream_size": model.config.hidden_size}
+    for name, value in values.items():
         setattr(model.config, name, value)
     return model.config
 

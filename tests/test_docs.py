@@ -105,6 +105,7 @@ ELSEWHERE = {
     "--private": "uploads to the Hub",
     "run": "needs the experiments' text; tests/test_experiment.py runs a small grid",
     "--tensor_parallel": "needs two processes; tests/test_distributed.py starts them",
+    "cpu-10m": "takes minutes; tests/test_train.py trains with two processes",
     "125m": "streams a data set of the Hub",
     "--dataset_name": "needs a data set of the Hub",
     "--machine_rank": "needs several machines",

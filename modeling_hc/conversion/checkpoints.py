@@ -237,11 +237,11 @@ def _open(folder: Path, hyper_connected: bool, **hc_fields: Any) -> _Checkpoint:
 def _classes(folder: Path, config_dict: dict, hyper_connected: bool) -> tuple[type[PreTrainedConfig], str]:
     """Returns the hyper-connected configuration class of a checkpoint and the name of its Auto class."""
     # Conversion compares outputs on tokens, so it takes no ViT; `hyper_connect` does.
-    known = [family for family in families().values() if "AutoModelForCausalLM" in family.auto_classes]
-    by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in known}
+    of_text = [family for family in families().values() if "AutoModelForCausalLM" in family.auto_classes]
+    by_type = {c.model_type if hyper_connected else c.parent_model_type: c for c in of_text}
     model_type = config_dict.get("model_type")
     if not isinstance(model_type, str) or model_type not in by_type:
-        if any(model_type == family.model_type for family in known):
+        if any(model_type == family.model_type for family in of_text):
             raise ConversionError(
                 f"{folder} is hyper-connected already (model_type={model_type!r}). `--reverse` makes it residual; to "
                 "change its fields, give them to `from_pretrained` and save what it loads."

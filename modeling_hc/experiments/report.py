@@ -22,6 +22,7 @@ from .results import BASELINE, FILE, Runs, load_results
 MAIN = "llama-0.3m"
 MOE = "olmoe-0.3m-0.8m"
 VIT = "vit-fashion"
+FAMILY = "family-0.3m"
 TABLES_ONLY = """{% for name in experiments %}
 # {{ name }}
 
@@ -79,6 +80,30 @@ OPEN = [
     Claim("What it gains at 0.8M, against 0.3M", "dhc-4", None, BASELINE, "llama-0.8m", than=MAIN),
     Claim("What it gains at 2.6M, against 0.8M", "dhc-4", None, BASELINE, "llama-2.6m", than="llama-0.8m"),
     Claim("What it gains after four times the tokens, at 0.3M", "dhc-4", None, BASELINE, "longer", than=MAIN),
+]
+VARIANTS = [
+    Claim(
+        "mHC with the gates of its paper, 0.01, against the residual network",
+        "mhc-4-gate-0.01",
+        None,
+        BASELINE,
+        FAMILY,
+    ),
+    Claim("Identity-HC with these gates, against it", "identity-4-gate-0.01", None, BASELINE, FAMILY),
+    Claim("mHC with gates of 1, against it", "mhc-4-gate-1", None, BASELINE, FAMILY),
+    Claim("Identity-HC with gates of 1, against it", "identity-4-gate-1", None, BASELINE, FAMILY),
+    Claim("Frac-connections, against it", "frac-4", None, BASELINE, FAMILY),
+    Claim("mHC: gates of 1 against 0.01", "mhc-4-gate-1", None, "mhc-4-gate-0.01", FAMILY),
+    Claim(
+        "Does the carry matter? mHC against identity-HC, gates of 1", "mhc-4-gate-1", None, "identity-4-gate-1", FAMILY
+    ),
+    Claim("mHC-lite against mHC, gates of 1", "mhc-lite-4-gate-1", None, "mhc-4-gate-1", FAMILY),
+    Claim("KromHC against mHC, gates of 1", "kromhc-4-gate-1", None, "mhc-4-gate-1", FAMILY),
+    Claim(
+        "Without a home stream against with one, mHC, gates of 1", "mhc-4-gate-1-no-home", None, "mhc-4-gate-1", FAMILY
+    ),
+    Claim("DHC against mHC with gates of 1", "dhc-4", None, "mhc-4-gate-1", FAMILY),
+    Claim("SHC against mHC with gates of 1", "shc-4", None, "mhc-4-gate-1", FAMILY),
 ]
 VISION = [
     Claim("SHC x2 ends with a lower loss than the residual ViT", "shc-2", True, BASELINE, VIT),
@@ -214,6 +239,18 @@ def table(folder: Path, runs: Runs, experiment: str) -> str:
                 row += [f"{ratio:.2f}", time.text(".2f")] if time else []
         rows.append(row + [""] * (len(header) - len(row)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def streams_table(runs: Runs) -> str:
+    """Renders what became of the streams of hyper-connected variants: `health` after training, means over seeds."""
+    names = ("effective_rank", "second_singular_value", "forward_gain", "input_cosine")
+    rows = ["| variant | " + " | ".join(name.replace("_", " ") for name in names) + " |", "| --- " * 5 + "|"]
+    for variant, by_seed in runs.items():
+        last = [result["evaluations"][-1]["health"] for result in by_seed.values()]
+        if all("effective_rank" in values for values in last):
+            means = (statistics.fmean(values[name] for values in last) for name in names)
+            rows.append(f"| {variant} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    return "\n".join(rows)
 
 
 def lm_eval_table(folder: Path, experiment: str) -> str:
@@ -430,6 +467,8 @@ def render(folder: Path, experiments: dict[str, Runs]) -> str:
         spread=[difference(main, variant).deviation for variant in main if variant != BASELINE],
         claims=claims_table(experiments, CLAIMS),
         open_questions=claims_table(experiments, OPEN),
+        variants=claims_table(experiments, VARIANTS),
+        streams=lambda name: streams_table(experiments[name]),
         vision=claims_table(experiments, VISION),
         lm_eval=lambda name: lm_eval_table(folder, name),
         table=lambda name: table(folder, experiments[name], name),

@@ -94,9 +94,9 @@ class Experiment:
     def of_images(self) -> bool:
         return hasattr(self.config(next(iter(self.variants))), "image_size")
 
-    def blocks(self, tokens: np.ndarray | tuple[np.ndarray, np.ndarray], count: int | None = None) -> "Blocks":
+    def blocks(self, tokens: Any, count: int | None = None) -> "Blocks":
         """Returns tokens, or images and their classes, in blocks: so many, evenly spread, or all."""
-        return Images(*tokens, count) if self.of_images else Blocks(tokens, self.block_size, count)
+        return Images(tokens[0], tokens[1], count) if self.of_images else Blocks(tokens, self.block_size, count)
 
     def config(self, variant: str) -> PreTrainedConfig:
         """Returns the configuration of a variant's model, with every key checked."""
