@@ -100,7 +100,7 @@ class HyperConnectionConfigMixin:
     use_tanh: bool = True
     sinkhorn_iterations: int = 20
     hc_eps: float = 1e-20
-    gate_init: float = 0.01
+    gate_init: float | int = 0.01
     stream_reduction: Literal["sum", "mean", "gated"] = "sum"
     output_rescaling: Literal["divide", "multiply", "none"] = "divide"
 

@@ -73,7 +73,7 @@ def health(model: PreTrainedModel, inputs: Tensor) -> dict[str, float]:
     def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
         streams, block_input, alpha, beta = output
         keep_input(block_input)
-        ranks[:] = [_if_finite(effective_rank, streams).median()]
+        ranks[:] = [_or_nan(effective_rank, streams).median()]
         alphas.append(alpha.reshape(-1, *alpha.shape[-2:]))
         betas.append(beta.reshape(-1, beta.shape[-1]))
 
@@ -101,7 +101,7 @@ def health(model: PreTrainedModel, inputs: Tensor) -> dict[str, float]:
             "dynamic_size": (moved.square().mean() / fixed.square().mean()).sqrt().item(),
         }
         if alpha.shape[-2] > 1:
-            values["second_singular_value"] = _if_finite(second_singular_values, alpha)[0].item()
+            values["second_singular_value"] = _or_nan(second_singular_values, alpha)[0].item()
     return values
 
 
@@ -122,9 +122,12 @@ def stream_magnitudes(model: PreTrainedModel, inputs: Tensor) -> list[float]:
     return found
 
 
-def _if_finite(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Returns a function of matrices, which might raise for a NaN, or a NaN where a value is not finite."""
-    return function(values) if values.isfinite().all() else torch.full((1,), math.nan)
+def _or_nan(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Returns a function of matrices, or a NaN where it fails: for a NaN among them, and for numbers far apart."""
+    try:
+        return function(values)
+    except torch.linalg.LinAlgError:
+        return torch.full((1,), math.nan)
 
 
 def _base(model: PreTrainedModel) -> tuple[PreTrainedModel, bool | None]:

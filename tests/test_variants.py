@@ -483,3 +483,7 @@ def test_reads_and_writes_of_the_functional_reference_are_those_of_the_mathemati
     torch.testing.assert_close(width_connection(streams, alpha), variants_math.width(streams, alpha))
     written = variants_math.depth(streams, output, alpha, beta)
     torch.testing.assert_close(depth_connection(streams, output, alpha, beta), written)
+
+
+def test_a_gate_may_be_a_whole_number() -> None:
+    assert HCLlamaConfig(connection="mhc", gate_init=1).gate_init == 1

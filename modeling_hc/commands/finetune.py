@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration_hc import families
@@ -139,9 +140,11 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Safe
     folder = Path(training_args.output_dir)
     if in_use(folder) and not training_args.resume_from_checkpoint:
         raise ValueError(
-            f"output_dir={folder} is not empty. Choose another, delete it, or name a checkpoint in it with "
-            "resume_from_checkpoint."
+            f"output_dir={folder} is not empty. Choose another, delete it, or go on from its last checkpoint with "
+            "--resume_from_checkpoint true."
         )
+    if str(training_args.resume_from_checkpoint).lower() == "true":
+        training_args.resume_from_checkpoint = get_last_checkpoint(folder) if folder.exists() else None
     set_seed(training_args.seed)
     check_has_config(args.model_name_or_path)
     config = AutoConfig.from_pretrained(args.model_name_or_path)
