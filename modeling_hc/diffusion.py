@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from .configuration_hc import HCViTConfig, HyperConnectionConfigMixin
 from .dispatch_hc import depth_connection
-from .functional_hc import open_streams
 from .hyper_connections import StreamModule
 from .loading_hc import is_connection
 from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin
@@ -84,7 +83,7 @@ class HCDiTBlock(HCDecoderLayerMixin, BasicTransformerBlock):
         """
         streams = hidden_states
         if streams.dim() == 3:
-            streams = open_streams(streams, self.config.num_streams)
+            streams = self.open(streams)
         streams, block_input, alpha, beta = self.attn_hc(streams)
         normed, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1(
             block_input, timestep, class_labels, hidden_dtype=block_input.dtype

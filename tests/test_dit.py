@@ -93,11 +93,12 @@ def test_a_converted_dit_equals_its_parent_and_converts_back(
     assert all(map(torch.equal, back.state_dict().values(), parent.state_dict().values()))
 
 
-@pytest.mark.parametrize("own", [{"connection": name} for name in ("mhc", "identity", "mhc_lite", "kromhc")])
-def test_the_bounded_variants_start_as_their_parent(own: dict[str, str]) -> None:
+@pytest.mark.parametrize("connection", ["mhc", "identity", "mhc_lite", "kromhc", "frac"])
+def test_the_other_variants_start_as_their_parent(connection: str) -> None:
     parent = residual()
+    own = {"connection": connection, "stream_reduction": "mean" if connection == "frac" else "gated"}
 
-    model = HCDiTTransformer2DModel.from_residual(parent, num_streams=4, stream_reduction="gated", **own)
+    model = HCDiTTransformer2DModel.from_residual(parent, num_streams=4, **own)
 
     assert (predict(model) - predict(parent)).abs().max() <= 2e-6 * predict(parent).abs().max()
 
