@@ -37,9 +37,8 @@ def dynamic_width_connection(
     weight = weight if norm_weight is None else weight * norm_weight
     scale = torch.cat([alpha_scale.expand(alpha_bias.shape[-1]), beta_scale])
     bias = torch.cat([alpha_bias, beta_bias.unsqueeze(-1)], dim=-1)
-    return _call(_DynamicWidth, streams, weight.to(dtype), scale.to(dtype), bias.to(dtype), use_tanh, eps, centered)[
-        :3
-    ]
+    parameters = (weight.to(dtype), scale.to(dtype), bias.to(dtype))
+    return _call(_DynamicWidth, streams, *parameters, use_tanh, eps, centered)[:3]
 
 
 def width_connection(streams: Tensor, alpha: Tensor) -> Tensor:

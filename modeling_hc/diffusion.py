@@ -76,7 +76,7 @@ class HCDiTBlock(HCDecoderLayerMixin, BasicTransformerBlock):
         """Runs the blocks; the arguments are upstream's.
 
         Args:
-            hidden_states: the streams `[B, S, N, D]`, or the patches `[B, S, D]`, of which each stream is a copy.
+            hidden_states: the streams `[B, S, N, D]`, or the patches `[B, S, D]`, which `open` makes streams of.
 
         Returns:
             The new streams `[B, S, N, D]`.

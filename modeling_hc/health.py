@@ -58,7 +58,7 @@ def health(model: PreTrainedModel, inputs: Tensor) -> dict[str, float]:
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
     static: list[Tensor] = []
-    ranks: list[Tensor] = []
+    streams_read: list[Tensor] = []
 
     def keep_input(block_input: Tensor) -> None:
         if last:
@@ -73,7 +73,7 @@ def health(model: PreTrainedModel, inputs: Tensor) -> dict[str, float]:
     def keep_connection(connection: nn.Module, args: Any, output: tuple[Tensor, ...]) -> None:
         streams, block_input, alpha, beta = output
         keep_input(block_input)
-        ranks[:] = [_or_nan(effective_rank, streams).median()]
+        streams_read[:] = [streams]
         alphas.append(alpha.reshape(-1, *alpha.shape[-2:]))
         betas.append(beta.reshape(-1, beta.shape[-1]))
 
@@ -95,7 +95,7 @@ def health(model: PreTrainedModel, inputs: Tensor) -> dict[str, float]:
         values |= {
             "forward_gain": forward_gain,
             "backward_gain": backward_gain,
-            "effective_rank": ranks[0].item(),
+            "effective_rank": _or_nan(effective_rank, streams_read[0]).median().item(),
             "alpha_spread": (alpha.max() - alpha.min()).item(),
             "beta_spread": (beta.max() - beta.min()).item(),
             "dynamic_size": (moved.square().mean() / fixed.square().mean()).sqrt().item(),

@@ -276,8 +276,8 @@ class DynamicHyperConnection(_UnboundedHyperConnection):
 class FracHyperConnection(DynamicHyperConnection):
     """Frac-connection: the streams are fractions of one hidden state, each a part of its channels.
 
-    The block reads as many sums of the fractions as there are, one after the other as its D channels, and each
-    fraction is written the part of the output that has its place. At first that is the residual network.
+    The block reads one weighted sum for each fraction, and concatenates the sums to its input. Its output is split
+    likewise, and each part is written to the fraction in its place. A fresh model is the residual network.
 
     Args:
         num_streams: N, the number of fractions.

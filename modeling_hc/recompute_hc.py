@@ -113,9 +113,9 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
 
 
 def recomputed(module: nn.Module, tensor: Tensor) -> Tensor:
-    """Calls a module without random numbers on a tensor, of which alone the backward pass makes the rest again.
+    """Calls a module that draws no random numbers, saves only its input, and calls it again in the backward pass.
 
-    As `torch.utils.checkpoint`, whose overhead is several times that of a norm of few numbers.
+    This is what `torch.utils.checkpoint` does, whose overhead is several times the time of a small norm.
     """
     return _Recomputed.apply(module, tensor, *module.parameters())
 

@@ -118,6 +118,17 @@ def test_without_a_text_it_reads_held_out_files_of_the_standard_library(folder: 
     assert "held-out files of Python's standard library, 30 tokens" in (folder / "default/reading.md").read_text()
 
 
+def ends_in_one_paragraph(folder: Path, run: Callable, arguments: list[str], reason: str) -> None:
+    """Runs the command on bad input: it says why in one line, and writes nothing."""
+    before = set(folder.iterdir())
+
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+
+    assert reason in ended.value.code and "\n" not in ended.value.code
+    assert set(folder.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -135,13 +146,7 @@ def test_without_a_text_it_reads_held_out_files_of_the_standard_library(folder: 
 def test_bad_input_ends_in_one_paragraph_and_leaves_nothing(
     folder: Path, run: Callable, arguments: list[str], reason: str
 ) -> None:
-    before = set(folder.iterdir())
-
-    with pytest.raises(SystemExit) as ended:
-        run(*arguments)
-
-    assert reason in ended.value.code and "\n" not in ended.value.code
-    assert set(folder.iterdir()) == before
+    ends_in_one_paragraph(folder, run, arguments, reason)
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 from contract import needs_auto_image_processor
 from matplotlib import cbook
 from PIL import Image
+from test_analyze import ends_in_one_paragraph
 from torch import Tensor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -162,13 +163,7 @@ def test_few_tokens_are_of_images_from_all_over_the_folders(run: Callable) -> No
 def test_bad_input_ends_in_one_paragraph_and_leaves_nothing(
     folder: Path, run: Callable, arguments: list[str], reason: str
 ) -> None:
-    before = set(folder.iterdir())
-
-    with pytest.raises(SystemExit) as ended:
-        run(*arguments)
-
-    assert reason in ended.value.code and "\n" not in ended.value.code
-    assert set(folder.iterdir()) == before
+    ends_in_one_paragraph(folder, run, arguments, reason)
 
 
 @pytest.mark.skipif(browser.EXECUTABLE is None, reason="no Chromium is installed")

@@ -10,6 +10,7 @@ as in the paper: 0 is the embedding, 1..K are the blocks, K+1 is the output, the
 Source: Section 4.5 and Appendix F of arXiv 2409.19606.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,13 +105,7 @@ def gain_values(alpha: Tensor) -> Tensor:
 
     Source: "Amax gain magnitude" of arXiv 2512.24880, whose H_res is A_r transposed.
     """
-    carry = alpha[..., -alpha.shape[-2] :].double()
-    carry = carry.unsqueeze(0) if carry.dim() == 3 else carry
-    composite = torch.eye(carry.shape[-1], dtype=torch.float64).expand_as(carry[:, 0])
-    rows = []
-    for k in range(carry.shape[1], 0, -1):
-        composite = carry[:, k - 1] @ composite
-        rows.append([*_amax(carry[:, k - 1]), *_amax(composite)])
+    rows = [[*_amax(carry), *_amax(composite)] for carry, composite in _composites(alpha)]
     return torch.tensor(rows[::-1], dtype=torch.float64)
 
 
@@ -126,14 +121,18 @@ def second_singular_values(alpha: Tensor) -> Tensor:
     Returns:
         `[K]`, fp64: for each block k, of A_r^k ... A_r^K, all the way from block k to the output.
     """
+    values = [torch.linalg.svdvals(composite)[:, 1].mean() for _, composite in _composites(alpha)]
+    return torch.stack(values[::-1])
+
+
+def _composites(alpha: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields A_r^k and A_r^k ... A_r^K, `[T, N, N]` each, from the last block to the first; see `gain_values`."""
     carry = alpha[..., -alpha.shape[-2] :].double()
     carry = carry.unsqueeze(0) if carry.dim() == 3 else carry
     composite = torch.eye(carry.shape[-1], dtype=torch.float64).expand_as(carry[:, 0])
-    values = []
-    for k in range(carry.shape[1], 0, -1):
-        composite = carry[:, k - 1] @ composite
-        values.append(torch.linalg.svdvals(composite)[:, 1].mean())
-    return torch.stack(values[::-1])
+    for single in reversed(carry.unbind(1)):
+        composite = single @ composite
+        yield single, composite
 
 
 def effective_rank(streams: Tensor) -> Tensor:

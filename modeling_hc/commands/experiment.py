@@ -51,7 +51,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from ..analysis.recording import connections
@@ -61,7 +60,7 @@ from ..health import health
 from ..hyper_connections import CONNECTIONS, JointHyperConnection
 from ..losses import block_sums
 from ..records import command_line, program, versions, write_json
-from ..training.safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError
+from ..training.safe_trainer import UNFINISHED, NonFiniteError, SafeTrainer, SaveError, last_checkpoint
 
 CPU = not torch.accelerator.is_available()
 FINISHED, PAUSED = "finished", "paused"
@@ -243,7 +242,7 @@ def make_trainer(
 
 
 def also(tokens: Tokens, text: str, nll: float, accuracy: float) -> dict[str, float]:
-    """Returns what is told beside the loss: bits per byte of a text, the accuracy on images."""
+    """Returns the measure that a report shows beside the loss: bits per byte of a text, or accuracy on images."""
     if text in tokens.tokens_per_byte:
         return {"bits_per_byte": nll / math.log(2) * tokens.tokens_per_byte[text]}
     return {"accuracy": accuracy}
@@ -258,7 +257,7 @@ def run_one(
     if trainer.is_world_process_zero():
         write_json(folder / MADE_FROM, settings(experiment, name))
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if trainer.state.global_step < experiment.steps:
         return PAUSED
     history = list(trainer.state.log_history)

@@ -28,7 +28,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration_hc import families
@@ -38,7 +37,7 @@ from ..records import program, write_json
 from ..training import classification
 from ..training.arguments import Parser
 from ..training.run_folder import in_use
-from ..training.safe_trainer import SafeTrainer
+from ..training.safe_trainer import SafeTrainer, last_checkpoint
 from . import train
 from .loading import check_has_config
 
@@ -144,7 +143,7 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Safe
             "--resume_from_checkpoint true."
         )
     if str(training_args.resume_from_checkpoint).lower() == "true":
-        training_args.resume_from_checkpoint = get_last_checkpoint(folder) if folder.exists() else None
+        training_args.resume_from_checkpoint = last_checkpoint(folder)
     set_seed(training_args.seed)
     check_has_config(args.model_name_or_path)
     config = AutoConfig.from_pretrained(args.model_name_or_path)

@@ -42,7 +42,6 @@ from transformers import (
     set_seed,
 )
 from transformers.distributed import DistributedConfig
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
@@ -64,7 +63,7 @@ from ..training.run_folder import (
     finish,
     published_step,
 )
-from ..training.safe_trainer import UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError
+from ..training.safe_trainer import UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError, last_checkpoint
 from .loading import check_has_config
 
 logger = logging.get_logger(__name__)
@@ -319,7 +318,7 @@ def supervise(trainer: SafeTrainer, train: Callable[[], None]) -> int:
 
 def how_to_go_on(folder: Path) -> str:
     """Returns what is left of a run that has ended early, and how to resume it."""
-    last = get_last_checkpoint(folder) if folder.exists() else None
+    last = last_checkpoint(folder)
     where = f"from {Path(last).name}" if last else "from its beginning, for it has no checkpoint yet"
     return f"Add --resume_from_checkpoint true to the command to go on {where}."
 

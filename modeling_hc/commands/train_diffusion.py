@@ -156,16 +156,8 @@ read = partial(
     recipes="diffusion",
     description="Trains a class-conditional DiT on images: from scratch, or on from a checkpoint.",
 )
-
-
-def run() -> int:
-    """Trains, evaluates, draws, and leaves everything in the run folder. Returns the exit status."""
-    return train.run(read, prepare, finish)
-
-
-def main() -> int:
-    """Runs the command line in a process of its own. Returns the exit status."""
-    return train.main(run)
+run = partial(train.run, read, prepare, finish)
+main = partial(train.main, run)
 
 
 if __name__ == "__main__":

@@ -202,16 +202,8 @@ read = partial(
     recipes="images",
     description="Trains a ViT to classify images: from a recipe, or on from a checkpoint.",
 )
-
-
-def run() -> int:
-    """Trains, evaluates, and leaves everything in the run folder. Returns the exit status."""
-    return train.run(read, prepare, finish)
-
-
-def main() -> int:
-    """Runs the command line in a process of its own. Returns the exit status."""
-    return train.main(run)
+run = partial(train.run, read, prepare, finish)
+main = partial(train.main, run)
 
 
 if __name__ == "__main__":

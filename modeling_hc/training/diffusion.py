@@ -18,9 +18,9 @@ from ..losses import joined
 from .safe_trainer import SafeTrainer
 
 BUCKETS = 5
-"""The held-out loss is told for so many equal ranges of timesteps."""
+"""The number of equal ranges of timesteps for which the held-out loss is reported."""
 SAMPLES = 8
-"""So many samples of a class are drawn, of so many classes at most: the first ones."""
+"""The number of samples that are drawn of each class, for the first `CLASSES` classes."""
 CLASSES = 10
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import matplotlib
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..model_card_hc import add_training
 from ..records import command_line, versions, write_json
+from .safe_trainer import last_checkpoint
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -45,7 +45,7 @@ def check_folder(model_args: Any, data_args: Any, args: TrainingArguments) -> No
     resume: str | None = asked
     again = False
     if asked.lower() == "true":
-        resume = get_last_checkpoint(folder) if folder.exists() else None
+        resume = last_checkpoint(folder)
         if resume is None and folder.exists() and (started or not content):
             resume, again = "", True
     elif asked.lower() == "false":

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.conversion_mapping import extract_weight_conversions_for_model
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 from transformers.utils import logging
 
 from ..analysis import block_kinds, block_names
@@ -33,6 +33,11 @@ UNFINISHED = "_unfinished"
 """What is being written or deleted; what a killed run left in it is deleted when the run is resumed."""
 
 SKIPS_IN_A_ROW = 10
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Returns the last checkpoint of a run, or None where there is none, or no folder."""
+    return get_last_checkpoint(folder) if folder.exists() else None
 
 
 class SaveError(RuntimeError):
