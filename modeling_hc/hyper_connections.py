@@ -41,9 +41,10 @@ def _is_narrow(tensor: Tensor) -> bool:
 
 def _warn_if_narrow(connection: "StreamModule") -> None:
     """Says it where something trains parameters in a lower precision in spite of `_apply`."""
-    parameter = next(connection.parameters())
-    if connection.training and not torch.compiler.is_compiling() and _is_narrow(parameter):
-        _warn(parameter.dtype)
+    if connection.training and not torch.compiler.is_compiling():
+        parameter = next(connection.parameters())
+        if _is_narrow(parameter):
+            _warn(parameter.dtype)
 
 
 @cache
@@ -74,6 +75,8 @@ class StreamModule(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        if next(self.parameters()).is_meta:
+            return  # there is nothing to fill, and on that device even an identity matrix is slow to make
         for name, value in self.initial_values().items():
             getattr(self, name).copy_(value)
 
@@ -158,9 +161,13 @@ class _UnboundedHyperConnection(HyperConnection):
 
     def __init__(self, num_streams: int, hidden_size: int, block_index: int) -> None:
         super().__init__(num_streams, hidden_size, block_index)
-        self.read_slots = self.initial_read().shape[1]
         self.alpha_bias = _parameter(num_streams, self.read_slots + num_streams)
         self.beta_bias = _parameter(num_streams)
+
+    @property
+    def read_slots(self) -> int:
+        """How many columns of alpha are read."""
+        return 1
 
     def initial_read(self) -> Tensor:
         """Returns A_m = e_(k mod N), `[N, 1]`."""
@@ -288,6 +295,10 @@ class FracHyperConnection(DynamicHyperConnection):
     """
 
     label = "DFC"
+
+    @property
+    def read_slots(self) -> int:
+        return self.num_streams
 
     def initial_read(self) -> Tensor:
         """Returns Y = I, `[N, N]`."""

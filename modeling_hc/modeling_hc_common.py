@@ -96,7 +96,8 @@ class HCDecoderLayerMixin:
     def _hyper_connection(self, block_index: int) -> HyperConnection:
         variant = CONNECTIONS[self.config.connection]
         known = {name: getattr(self.config, name) for name in VARIANT_FIELDS} | self.hyper_connection_norm()
-        options = {name: value for name, value in known.items() if name in signature(variant).parameters}
+        arguments = signature(variant).parameters
+        options = {name: value for name, value in known.items() if name in arguments}
         return variant(self.config.num_streams, self.config.stream_size, block_index, **options)
 
     def open(self, embeddings: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_hc import (
     DynamicHyperConnection,
@@ -390,6 +391,29 @@ def test_compiled_gradients_are_as_near_to_fp64_as_the_eager_reference_s():
         terms = 128 if want.numel() == 1 else 8
         floor = terms * torch.finfo(torch.float32).eps * want.abs().max()
         assert (got - want).abs().max() <= 2 * (reference - want).abs().max() + floor
+
+
+class Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_decoding_takes_the_operations_of_the_reference_which_are_fewer():
+    module = connection("dynamic", 4, 64)[0]
+    written = draw(1, 1, 4, 64), draw(1, 1, 64), draw(1, 1, 4, 5), draw(1, 1, 4)
+
+    def run(tokens, choice):
+        with torch.no_grad(), dispatch_hc.kernels(choice), Operations() as operations:
+            outputs = module(*(t.expand(1, tokens, *t.shape[2:]) for t in written))
+        return operations.count, outputs
+
+    (decoding, token), (reference, _), (prefill, sequence) = run(1, "auto"), run(1, "reference"), run(2, "auto")
+    assert decoding == reference < 0.75 * prefill
+    for one, two in zip(token, sequence, strict=True):
+        torch.testing.assert_close(one.expand_as(two), two)
 
 
 def test_two_hundred_steps_by_hand_and_by_autograd_differ_by_less_than_two_seeds(monkeypatch):
