@@ -441,9 +441,9 @@ def decode(rows: Rows, toy: bool) -> str:
 def pair(rows: Rows, toy: bool) -> str:
     from transformers.trainer_utils import get_last_checkpoint
 
-    from modeling_hc.commands.experiment import FINISHED, run_one
     from modeling_hc.experiments.results import find_run
     from modeling_hc.experiments.setup import Tokens, load_experiment, load_tokens
+    from modeling_hc.experiments.training import FINISHED, run_one
 
     experiment, work = load_experiment(PAIR), rows.output / "work" if toy else WORK
     if toy:

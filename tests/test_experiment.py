@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 from modeling_hc.analysis.recording import connections
 from modeling_hc.commands import experiment
 from modeling_hc.data import stdlib_files
+from modeling_hc.experiments import training
 from modeling_hc.experiments.report import (
     BASELINE,
     CLAIMS,
@@ -44,7 +45,8 @@ from modeling_hc.experiments.report import (
     write_report,
 )
 from modeling_hc.experiments.results import find_run, load_results, save_run
-from modeling_hc.experiments.setup import Blocks, load_experiment
+from modeling_hc.experiments.setup import Blocks, load_experiment, load_tokens
+from modeling_hc.experiments.training import check_earlier, check_patterns, make_model, make_trainer
 from modeling_hc.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +215,7 @@ def test_an_experiment_on_images_keeps_the_loss_and_accuracy_of_the_saved_model(
 def test_images_that_do_not_fit_the_model_are_rejected_by_name(pictures, change, message):
     (pictures / "unfit.yaml").write_text(yaml.safe_dump(OF_IMAGES | change))
     with pytest.raises(ValueError, match=message):
-        experiment.load_tokens(load_experiment(pictures / "unfit.yaml"), pictures, pictures / "work")
+        load_tokens(load_experiment(pictures / "unfit.yaml"), pictures, pictures / "work")
 
 
 def test_steps_on_images_are_timed_and_lm_eval_is_not_asked_about_them(pictures):
@@ -244,7 +246,7 @@ def test_frozen_parameters_keep_their_initial_values_and_the_others_do_not(home,
 def test_without_a_home_stream_every_block_first_reads_the_mean_of_the_streams(home):
     variant = {"home_stream": False, "model": {"num_streams": 4, "connection": "mhc"}}
     (home / "homeless.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"variants": {"mhc": variant}}))
-    model = experiment.make_model(load_experiment(home / "homeless.yaml"), "mhc", 0, home / "unused")
+    model = make_model(load_experiment(home / "homeless.yaml"), "mhc", 0, home / "unused")
 
     for connection in connections(model):
         alpha, _ = connection.static_coefficients()
@@ -257,15 +259,15 @@ def test_only_a_joint_variant_can_be_without_a_home_stream(home, model):
     (home / "homeless.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"variants": variants}))
 
     with pytest.raises(ValueError, match="home_stream=false of variant other is for the joint variants"):
-        experiment.check_patterns(load_experiment(home / "homeless.yaml"), ["other"])
+        check_patterns(load_experiment(home / "homeless.yaml"), ["other"])
 
 
 def test_an_undecayed_parameter_is_in_the_group_without_weight_decay(home, finished):
     grid = load_experiment(home / "grid.yaml")
-    tokens = experiment.load_tokens(grid, home, home / "work")
+    tokens = load_tokens(grid, home, home / "work")
     decays = {}
     for name in ("frozen", "undecayed"):
-        trainer = experiment.make_trainer(grid, name, 0, tokens, home / "unused", math.inf)
+        trainer = make_trainer(grid, name, 0, tokens, home / "unused", math.inf)
         groups = trainer.create_optimizer().param_groups
         decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
         decays[name] = {key.rpartition(".")[2] for key, p in trainer.model.named_parameters() if id(p) in decayed}
@@ -276,7 +278,7 @@ def test_an_undecayed_parameter_is_in_the_group_without_weight_decay(home, finis
 def test_a_run_that_was_paused_ends_with_the_same_numbers_and_all_its_seconds(home, finished, capsys, monkeypatch):
     """By a clock that ticks once at the start and once at the end of a step: 16 steps are 16 seconds."""
     monkeypatch.setattr(
-        experiment, "time", SimpleNamespace(perf_counter=itertools.count().__next__, monotonic=time.monotonic)
+        training, "time", SimpleNamespace(perf_counter=itertools.count().__next__, monotonic=time.monotonic)
     )
     folders = {"results": "again", "work": "work-again"}
     calls = 0
@@ -303,12 +305,12 @@ def test_an_experiment_can_start_from_the_models_of_another_without_changing_the
     (home / "continued.yaml").write_text(yaml.safe_dump(values))
     continued = load_experiment(home / "continued.yaml")
     ids = torch.arange(64).view(2, 32)
-    models = [experiment.make_model(continued, name, 0, home / "work").eval() for name in ("residual", "dhc-4")]
+    models = [make_model(continued, name, 0, home / "work").eval() for name in ("residual", "dhc-4")]
     with torch.no_grad():
         one, other = (model(input_ids=ids).logits for model in models)
     assert torch.equal(one, other) and one.std() > 0.1
     with pytest.raises(ValueError, match=r"starts from .*residual-s5, which is not there"):
-        experiment.make_model(continued, "residual", 5, home / "work")
+        make_model(continued, "residual", 5, home / "work")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,7 @@ def test_a_pattern_that_matches_nothing_is_rejected_before_the_first_run(home, f
     grid = load_experiment(home / "grid.yaml")
     setattr(grid.variants["dhc-4"], field, "hc_alpha")
     with pytest.raises(ValueError, match=f"{field}='hc_alpha' of variant dhc-4 matches no parameter"):
-        experiment.check_patterns(grid, grid.variants)
+        check_patterns(grid, grid.variants)
 
 
 @pytest.mark.parametrize("change", [{"tokens": 12 * 4 * 32}, {"training": {"learning_rate": 1e-3}}])
@@ -379,7 +381,7 @@ def test_models_that_are_not_there_are_told_before_they_are_evaluated(home, fini
 def test_text_that_is_missing_is_told_before_anything_is_made(home, tmp_path):
     grid = load_experiment(home / "grid.yaml")
     with pytest.raises(ValueError, match=r"No file in the folder of texts .* matches train/\*\.txt.*--data"):
-        experiment.load_tokens(grid, tmp_path, tmp_path / "work")
+        load_tokens(grid, tmp_path, tmp_path / "work")
     assert not list((tmp_path / "work").glob("data-tiny/*"))
 
 
@@ -387,7 +389,7 @@ def test_tokens_made_otherwise_are_not_taken(home, finished):
     grid = load_experiment(home / "grid.yaml")
     grid.data.documents = 3
     with pytest.raises(ValueError, match=r"asks for .*'documents': 3"):
-        experiment.load_tokens(grid, home, home / "work")
+        load_tokens(grid, home, home / "work")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configuration" / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
@@ -562,7 +564,7 @@ def test_the_committed_numbers_are_of_the_committed_experiments(tmp_path):
         grid = load_experiment(ROOT / "configuration" / "experiments" / f"{name}.yaml")
         for variant, by_seed in runs.items():
             for seed in by_seed:
-                experiment.check_earlier(grid, variant, seed, ROOT / "results", tmp_path)
+                check_earlier(grid, variant, seed, ROOT / "results", tmp_path)
                 count += 1
     assert count > 100
 
