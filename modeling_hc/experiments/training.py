@@ -113,7 +113,7 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
-def auto_class(experiment: Experiment) -> type:
+def auto_class(experiment: Experiment) -> Any:
     return AutoModelForImageClassification if experiment.of_images else AutoModelForCausalLM
 
 
@@ -131,8 +131,9 @@ def make_model(experiment: Experiment, name: str, seed: int, work: Path) -> PreT
         model = auto_class(experiment).from_pretrained(start, config=config, dtype=torch.float32)
     if not variant.home_stream:
         for connection in connections(model):
-            read = connection.bias.data[: connection.num_streams]
-            read.fill_(-math.log(connection.num_streams - 1))
+            n = connection.num_streams
+            with torch.no_grad():
+                connection.get_parameter("bias")[:n] = -math.log(n - 1)
     for key, parameter in model.named_parameters():
         if variant.freeze and re.search(variant.freeze, key):
             parameter.requires_grad_(False)
