@@ -74,19 +74,29 @@ def problem(shape: tuple[int, ...], n: int, d: int, dtype: torch.dtype) -> tuple
 def two_blocks(
     module: ModuleType, values: dict[str, Tensor], kind: str, use_tanh: bool, centered: bool, affine: bool
 ) -> tuple[Tensor, ...]:
-    """Runs a width connection, a block, a boundary, a block and a depth connection; returns all there is to see."""
+    """Runs a width connection, a block, a boundary, a block and a depth connection; returns all there is to see.
+
+    The kind "given" is "static" with coefficients of its own for each token.
+    """
+
+    def static_mix(site: str) -> tuple[Tensor, Tensor]:
+        alpha, beta = values[f"alpha_bias_{site}"], values[f"beta_bias_{site}"]
+        if kind == "static":
+            return alpha, beta
+        shift = 0.1 * values["output"][..., :1]
+        return alpha + shift.unsqueeze(-1), beta + shift
 
     def arguments(site: str) -> list[Tensor | bool | float | None]:
-        if kind == "static":
-            return [values[f"alpha_bias_{site}"]]
+        if kind != "dynamic":
+            return [static_mix(site)[0]]
         names = ("weight", "norm", "alpha_scale", "beta_scale", "alpha_bias", "beta_bias")
         given = [values[f"{name}_{site}"] if affine or name != "norm" else None for name in names]
         return [*given, use_tanh, 1e-5, centered]
 
     def mix(site: str, dynamic: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return dynamic or (values[f"alpha_bias_{site}"], values[f"beta_bias_{site}"])
+        return dynamic or static_mix(site)
 
-    step = module.boundary if kind == "static" else module.dynamic_boundary
+    step = module.dynamic_boundary if kind == "dynamic" else module.boundary
     streams, x, *dynamic = step(values["streams"], (), *arguments("a"))
     mix_a = mix("a", tuple(dynamic))
     streams, x_b, *dynamic = step(streams, (torch.sin(x) + values["output"], *mix_a), *arguments("b"))
@@ -143,6 +153,8 @@ VARIANTS = [
     (8, 80, "ragged", torch.float32, "dynamic", True, False, True),
     (2, 200, "batch", torch.float32, "static", True, False, True),
     (4, 64, "ragged", torch.bfloat16, "static", True, False, True),
+    (4, 64, "batch", torch.bfloat16, "given", True, False, True),
+    (3, 200, "ragged", torch.float32, "given", True, False, True),
     (8, 96, "one token", torch.float16, "static", True, False, True),
     (2, 3072, "one token", torch.bfloat16, "dynamic", True, True, True),
     (1, 8192, "one token", torch.float16, "dynamic", True, False, True),
