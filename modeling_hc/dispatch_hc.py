@@ -127,17 +127,17 @@ def depth_connection(streams: Tensor, block_output: Tensor, alpha: Tensor, beta:
 
 
 def boundary(streams: Tensor, unwritten: tuple[Tensor, ...], alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Finishes the block before, and reads the next block's input with static coefficients.
+    """Finishes the block before, and reads the next block's input with given coefficients.
 
     Args:
         streams: `[..., N, D]`.
         unwritten: nothing, or what `depth_connection` needs: the output of the block before, and its alpha and beta.
-        alpha: of the next block, `[N, 1+N]`.
+        alpha: of the next block, `[N, 1+N]`, or of each token `[..., N, 1+N]`; of fractions `[..., N, N+N]`.
 
     Returns:
         The streams that the next block reads `[..., N, D]`, and its input `[..., D]`.
     """
-    if fuses(streams):
+    if read_slots(alpha) == 1 and fuses(streams):
         new, block_input = fused_boundary(streams, unwritten, alpha)
         return (record(streams, *unwritten, new) if unwritten else new), block_input  # type: ignore[call-arg]
     if unwritten:

@@ -144,7 +144,7 @@ class HyperConnection(StreamModule):
         if unwritten:
             streams = depth_connection(streams, *unwritten)
         alpha, beta = self.coefficients(streams)
-        return streams, width_connection(streams, alpha), alpha, beta
+        return *boundary(streams, (), alpha), alpha, beta
 
     def extra_repr(self) -> str:
         return f"num_streams={self.num_streams}, hidden_size={self.hidden_size}, block_index={self.block_index}"

@@ -8,6 +8,7 @@ for one more depth connection; the values are the same to the last bit.
 Source: the recomputation of mHC (arXiv 2512.24880, Eq. 20), for the hyper-connections of arXiv 2409.19606.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar, Token
@@ -27,8 +28,9 @@ class _Run:
 
     def __init__(self, streams: Tensor) -> None:
         self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.saved: Counter[int] = Counter()  # how many operations saved the streams after so many steps
         self._made = [streams.detach()]
-        self._asked: int | None = None
+        self._asked: Counter[int] = Counter()
 
     def add(self, block_output: Tensor, alpha: Tensor, beta: Tensor) -> None:
         # A static connection's coefficients are parameters, which FSDP2 takes away between two uses.
@@ -37,12 +39,13 @@ class _Run:
 
     @torch.no_grad()
     def streams(self, index: int, depth_connection: DepthConnection) -> Tensor:
-        """Returns the streams after `index` steps. Backward asks from the last to the first, twice for each."""
+        """Returns the streams after `index` steps. Backward asks from the last to the first, once for each saved."""
         while len(self._made) <= index:
             self._made.append(depth_connection(self._made[-1], *self.steps[len(self._made) - 1]))
         streams = self._made[index]
-        del self._made[max(index + (self._asked != index), 1) :]
-        self._asked = index
+        self._asked[index] += 1
+        asked_again = self._asked[index] % self.saved[index] > 0
+        del self._made[max(index + asked_again, 1) :]
         return streams
 
 
@@ -82,6 +85,7 @@ class StreamRecompute(saved_tensors_hooks):
 
     def _pack(self, tensor: Tensor) -> Tensor | tuple[_Run, int, torch.Size]:
         if self._run is not None and self._run.steps and _same(tensor, self._latest):
+            self._run.saved[len(self._run.steps)] += 1
             return self._run, len(self._run.steps), tensor.shape
         return tensor
 

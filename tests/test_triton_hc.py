@@ -13,10 +13,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import variants_math
 from contract import checkpoint_activations
 from torch import Tensor, nn
 
 from modeling_hc import HCLlamaConfig, HCLlamaForCausalLM, dispatch_hc, functional_hc
+from modeling_hc.hyper_connections import CONNECTIONS, JointHyperConnection
 
 pytest.importorskip("triton", reason="Triton runs on Linux x86-64 only")
 from triton.runtime import interpreter
@@ -24,6 +26,7 @@ from triton.runtime import interpreter
 from modeling_hc import triton_hc
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+JOINT = [name for name, variant in CONNECTIONS.items() if issubclass(variant, JointHyperConnection)]
 SHAPES = {"one token": (1,), "ragged": (7,), "batch": (3, 11)}
 
 
@@ -71,19 +74,29 @@ def problem(shape: tuple[int, ...], n: int, d: int, dtype: torch.dtype) -> tuple
 def two_blocks(
     module: ModuleType, values: dict[str, Tensor], kind: str, use_tanh: bool, centered: bool, affine: bool
 ) -> tuple[Tensor, ...]:
-    """Runs a width connection, a block, a boundary, a block and a depth connection; returns all there is to see."""
+    """Runs a width connection, a block, a boundary, a block and a depth connection; returns all there is to see.
+
+    The kind "given" is "static" with coefficients of its own for each token.
+    """
+
+    def static_mix(site: str) -> tuple[Tensor, Tensor]:
+        alpha, beta = values[f"alpha_bias_{site}"], values[f"beta_bias_{site}"]
+        if kind == "static":
+            return alpha, beta
+        shift = 0.1 * values["output"][..., :1]
+        return alpha + shift.unsqueeze(-1), beta + shift
 
     def arguments(site: str) -> list[Tensor | bool | float | None]:
-        if kind == "static":
-            return [values[f"alpha_bias_{site}"]]
+        if kind != "dynamic":
+            return [static_mix(site)[0]]
         names = ("weight", "norm", "alpha_scale", "beta_scale", "alpha_bias", "beta_bias")
         given = [values[f"{name}_{site}"] if affine or name != "norm" else None for name in names]
         return [*given, use_tanh, 1e-5, centered]
 
     def mix(site: str, dynamic: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return dynamic or (values[f"alpha_bias_{site}"], values[f"beta_bias_{site}"])
+        return dynamic or static_mix(site)
 
-    step = module.boundary if kind == "static" else module.dynamic_boundary
+    step = module.dynamic_boundary if kind == "dynamic" else module.boundary
     streams, x, *dynamic = step(values["streams"], (), *arguments("a"))
     mix_a = mix("a", tuple(dynamic))
     streams, x_b, *dynamic = step(streams, (torch.sin(x) + values["output"], *mix_a), *arguments("b"))
@@ -140,6 +153,8 @@ VARIANTS = [
     (8, 80, "ragged", torch.float32, "dynamic", True, False, True),
     (2, 200, "batch", torch.float32, "static", True, False, True),
     (4, 64, "ragged", torch.bfloat16, "static", True, False, True),
+    (4, 64, "batch", torch.bfloat16, "given", True, False, True),
+    (3, 200, "ragged", torch.float32, "given", True, False, True),
     (8, 96, "one token", torch.float16, "static", True, False, True),
     (2, 3072, "one token", torch.bfloat16, "dynamic", True, True, True),
     (1, 8192, "one token", torch.float16, "dynamic", True, False, True),
@@ -236,8 +251,46 @@ def test_each_token_can_be_read_with_an_alpha_of_its_own(unwritten: bool) -> Non
         torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
 
 
-def test_a_layer_moves_as_many_numbers_as_the_table_says(monkeypatch: pytest.MonkeyPatch, with_kernels: None) -> None:
-    """Counted from what the kernels are given: a layer is two boundaries, and no half of one."""
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("name", JOINT)
+def test_a_connection_of_all_streams_is_as_near_to_fp64_with_kernels_as_without(name: str, dtype: torch.dtype) -> None:
+    n, d, shape = 4, 64, (3, 7)
+    activations = [draw(*shape, n, d, scale=2), draw(*shape, d, seed=1)]
+    mix = [torch.eye(n, n + 1) + draw(*shape, n, n + 1, scale=0.3, seed=2), draw(*shape, n, seed=3)]
+    connection = CONNECTIONS[name](n, d, block_index=1)
+    parameters = {k: v.detach() + 0.5 * draw(*v.shape, seed=4) for k, v in connection.named_parameters()}
+    parameters = {k: v.float().double() for k, v in parameters.items()}
+    inputs = [*(a.to(dtype).double() for a in activations), *(m.float().double() for m in mix), *parameters.values()]
+
+    def run(how: str) -> list[Tensor]:
+        wide = how == "fp64"
+        dtypes = [torch.float64] * len(inputs) if wide else [dtype] * 2 + [torch.float32] * (len(inputs) - 2)
+        values = [i.to(DEVICE, t).requires_grad_() for i, t in zip(inputs, dtypes, strict=True)]
+        if wide:
+            streams = variants_math.depth(*values[:4])
+            coefficients = variants_math.coefficients(name, streams, dict(zip(parameters, values[4:], strict=True)))
+            outputs = streams, variants_math.width(streams, coefficients[0]), *coefficients
+        else:
+            with dispatch_hc.kernels(how):
+                module = connection.to(DEVICE)
+                given = dict(zip(parameters, values[4:], strict=True))
+                outputs = torch.func.functional_call(module, given, tuple(values[:4]))
+        seen = [draw(*output.shape, seed=9).to(dtype).to(output) for output in outputs]
+        grads = torch.autograd.grad([o for o in outputs if o.requires_grad], values, seen)
+        return [tensor.detach().cpu().double() for tensor in (*outputs, *grads)]
+
+    exact, plain, ours = run("fp64"), run("reference"), run("triton")
+    for number, (want, reference, got) in enumerate(zip(exact, plain, ours, strict=True)):
+        floor = 8 * torch.finfo(torch.float32).eps * want.abs().max()
+        assert (got - want).abs().max() <= 2 * (reference - want).abs().max() + floor, number
+
+
+@pytest.mark.parametrize("connection", ("static", "mhc"))
+def test_a_layer_moves_as_many_numbers_as_the_table_says(
+    connection: str, monkeypatch: pytest.MonkeyPatch, with_kernels: None
+) -> None:
+    """Counted from what the kernels are given: a layer is two boundaries, and no half of one; where the coefficients
+    come from all streams at once, it is both halves of each."""
     n, d, tokens = 4, 64, 6
     moved = []
 
@@ -257,12 +310,13 @@ def test_a_layer_moves_as_many_numbers_as_the_table_says(monkeypatch: pytest.Mon
         monkeypatch.setattr(triton_hc, name, Counted(getattr(triton_hc, name)))
     per_layer = []
     for layers in (1, 3):
-        model = llama("static", num_hidden_layers=layers, hidden_size=d, num_streams=n)
+        model = llama(connection, num_hidden_layers=layers, hidden_size=d, num_streams=n)
         ids = torch.arange(tokens, device=DEVICE)[None]
         moved.clear()
         model(ids, labels=ids, use_cache=False).loss.backward()
         per_layer.append(sum(moved))
-    assert per_layer[1] - per_layer[0] == 2 * 2 * sum(triton_hc.traffic(n, True, True))
+    steps = [(True, True)] if connection == "static" else [(True, False), (False, True)]
+    assert per_layer[1] - per_layer[0] == 2 * 2 * sum(sum(triton_hc.traffic(n, *step)) for step in steps)
     assert triton_hc.traffic(n, True, True) == (10, 15)  # the least that streams in memory allow, for four of them
 
 
@@ -370,7 +424,10 @@ def test_the_operators_keep_torch_s_contract_for_compilers() -> None:
     before, nothing = (streams, output, alpha, beta), (None,) * 3
     checks = ("test_schema", "test_faketensor")
     for given in (before, (streams, *nothing)):
-        for new in ((weight, one, one, alpha[0], beta[0]), (*nothing, alpha[:1], None), (*nothing, None, None)):
+        for new in (
+            (weight, one, one, alpha[0], beta[0]),
+            *((*nothing, read, None) for read in (alpha[:1], alpha, None)),
+        ):
             torch.library.opcheck(triton_hc._forward, (*given, *new, True, 1e-5, True), test_utils=checks)
         for new, grads in (
             ((weight, one, one, alpha, saved), (streams, output, alpha, beta)),
@@ -412,7 +469,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(triton_hc, "ROWS", 32)  # fewer, larger programs: an interpreter's time is per operation
 
 
-@pytest.mark.parametrize("connection", ("static", "dynamic"))
+@pytest.mark.parametrize("connection", ("static", "dynamic", "mhc", "frac"))
 def test_checkpointing_and_autocast_change_nothing_but_memory_and_precision(
     connection: str, with_kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +498,7 @@ def test_checkpointing_and_autocast_change_nothing_but_memory_and_precision(
         torch.testing.assert_close(half, reference, rtol=0.05, atol=0.01 * reference.abs().max().item() + 1e-6)
 
 
-@pytest.mark.parametrize("connection", ("static", "dynamic"))
+@pytest.mark.parametrize("connection", ("static", "dynamic", *JOINT))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_recomputed_streams_are_rebuilt_by_a_kernel_with_every_gradient_to_the_last_bit(
     connection: str, dtype: torch.dtype, with_kernels: None, monkeypatch: pytest.MonkeyPatch
@@ -467,16 +524,18 @@ def test_recomputed_streams_are_rebuilt_by_a_kernel_with_every_gradient_to_the_l
         return [outputs.logits.detach(), *(parameter.grad for parameter in model.parameters())]
 
     want = gradients()
-    assert len(launched) == 1  # before the final norm
+    halves = 4 if connection in JOINT else 1  # of a boundary; the last comes before the final norm
+    assert len(launched) == halves
     model.recompute_streams(4)
     for kept, recomputed in zip(want, gradients(), strict=True):
         assert torch.equal(kept, recomputed)
-    assert len(launched) == 1 + 3  # of the streams of four sites, the first were kept
+    assert len(launched) == halves + 3  # of the streams of four sites, the first were kept
 
 
-def test_a_compiled_model_with_kernels_is_the_eager_one(with_kernels: None) -> None:
+@pytest.mark.parametrize("connection", ("dynamic", *JOINT))
+def test_a_compiled_model_with_kernels_is_the_eager_one(connection: str, with_kernels: None) -> None:
     torch.use_deterministic_algorithms(False)
-    model = llama("dynamic")
+    model = llama(connection)
     ids = torch.arange(12, device=DEVICE).reshape(2, 6)
 
     def gradients(step: nn.Module) -> list[Tensor]:

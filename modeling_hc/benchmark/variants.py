@@ -180,19 +180,21 @@ def build(name: str, shape: dict[str, int], dtype: torch.dtype, device: str, see
     """Builds "stock" or a kind with its number of streams; "recompute-N" is dynamic, with block recompute."""
     torch.manual_seed(seed)
     kind, _, n = name.partition("-")
-    if kind in OURS:
-        connection = "dynamic" if kind == "recompute" else kind
-        fields = {"num_streams": int(n), "connection": connection, "output_rescaling": "none"}
-        model = HCLlamaForCausalLM._from_config(HCLlamaConfig(**shape, **fields), dtype=dtype).to(device)
-        if kind == "recompute":
-            model.recompute_streams()
+    with torch.device(device):  # a CPU takes ten seconds to draw a billion weights
+        if kind in OURS:
+            connection = "dynamic" if kind == "recompute" else kind
+            fields = {"num_streams": int(n), "connection": connection, "output_rescaling": "none"}
+            model = HCLlamaForCausalLM._from_config(HCLlamaConfig(**shape, **fields), dtype=dtype)
+            if kind == "recompute":
+                model.recompute_streams()
+            return model
+        config = LlamaConfig(**shape)
+        model = LlamaForCausalLM._from_config(config, dtype=dtype)
+        if kind in RIVALS:
+            with local_torch_dtype(dtype):
+                layers = (RIVALS[kind](config, i, int(n)) for i in range(len(model.model.layers)))
+                model.model.layers = nn.ModuleList(layers)
         return model
-    config = LlamaConfig(**shape)
-    model = LlamaForCausalLM._from_config(config, dtype=dtype)
-    if kind in RIVALS:
-        with local_torch_dtype(dtype):
-            model.model.layers = nn.ModuleList(RIVALS[kind](config, i, int(n)) for i in range(len(model.model.layers)))
-    return model.to(device)
 
 
 def prepare(name: str, shape: dict[str, int], args: argparse.Namespace, stock: PreTrainedModel | None) -> Variant:
