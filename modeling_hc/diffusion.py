@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .configuration_hc import HCViTConfig, HyperConnectionConfigMixin
+from .configuration_hc import HCViTConfig, HyperConnectionConfigMixin, check_spelling
 from .dispatch_hc import depth_connection
 from .hyper_connections import StreamModule
 from .loading_hc import is_connection
@@ -185,6 +185,7 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> "HCDiTTransformer2DModel":
         """diffusers', which also reads a residual checkpoint, as `from_residual` does with the fields in `kwargs`."""
+        check_spelling(kwargs, cls.__name__, others=[*DIT_FIELDS, *OWN_FIELDS])
         config = cls.load_config(pretrained_model_name_or_path, **kwargs)
         if config.get("_class_name") not in RESIDUAL_CLASSES:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
