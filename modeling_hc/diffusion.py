@@ -233,10 +233,12 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
                 # While the dynamic weights are zero, the gates have no effect.
                 if not key.endswith("scale") and not torch.equal(getattr(module, key).cpu(), value.cpu()):
                     raise ValueError(f"{name}.{key} was trained, and no residual DiT computes the same function.")
-        if self.config.connection and self.config.num_streams > 1 and self.config.stream_reduction == "sum":
+        sums = self.config.connection not in (None, "frac") and self.config.num_streams > 1
+        if sums and self.config.stream_reduction == "sum":
             raise ValueError(
                 "stream_reduction='sum' adds the eps of the last norm to another variance than in a residual DiT, so "
-                "none is exactly equal; 'mean' has one."
+                "none is exactly equal. If that difference is of no account, load the model with stream_reduction="
+                "'mean', which has one."
             )
         weights = {name: value for name, value in self.state_dict().items() if not is_connection(name)}
         if self.config.one_embedder:

@@ -112,8 +112,15 @@ def test_a_dit_that_was_trained_is_not_converted_back() -> None:
         model.transformer_blocks[1].mlp_hc.beta_bias[0] = 1.5
     with pytest.raises(ValueError, match=r"transformer_blocks\.1\.mlp_hc\.beta_bias was trained"):
         model.to_residual()
-    with pytest.raises(ValueError, match="stream_reduction='sum'"):
+    with pytest.raises(ValueError, match="stream_reduction='sum' .* load the model with stream_reduction='mean'"):
         HCDiTTransformer2DModel.from_residual(residual(), stream_reduction="sum").to_residual()
+
+
+def test_fractions_which_are_not_summed_convert_back_whatever_the_reduction_of_streams_is() -> None:
+    parent = residual()
+    model = HCDiTTransformer2DModel.from_residual(parent, num_streams=2, connection="frac", stream_reduction="sum")
+
+    assert torch.equal(predict(model.to_residual()), predict(parent))
 
 
 def test_a_conversion_that_would_change_the_function_is_rejected() -> None:

@@ -37,7 +37,9 @@ def load(name: str, images: bool = False) -> tuple[PreTrainedModel, PreTrainedTo
     try:
         config = AutoConfig.from_pretrained(name)
         if type(config) not in auto_class._model_mapping:
-            raise ValueError(f"model_type={config.model_type!r} is no {kind}.")
+            of_images = type(config) in AutoModelForImageClassification._model_mapping
+            hint = " It classifies images: `modeling-hc analyze` shows it with --images." if of_images else ""
+            raise ValueError(f"model_type={config.model_type!r} is no {kind}.{hint}")
         processor = load_processor(name)
         model, report = auto_class.from_pretrained(name, dtype="auto", use_safetensors=True, output_loading_info=True)
     except Exception as error:  # each of many kinds of damage has its own exception
