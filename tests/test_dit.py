@@ -112,7 +112,7 @@ def test_a_dit_that_was_trained_is_not_converted_back() -> None:
         model.transformer_blocks[1].mlp_hc.beta_bias[0] = 1.5
     with pytest.raises(ValueError, match=r"transformer_blocks\.1\.mlp_hc\.beta_bias was trained"):
         model.to_residual()
-    with pytest.raises(ValueError, match="stream_reduction='sum' .* load the model with stream_reduction='mean'"):
+    with pytest.raises(ValueError, match=r"stream_reduction='sum' .* load the model with stream_reduction='mean'"):
         HCDiTTransformer2DModel.from_residual(residual(), stream_reduction="sum").to_residual()
 
 
