@@ -156,6 +156,11 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Safe
             f"model_name_or_path={args.model_name_or_path} is of model_type={config.model_type}, without a sequence "
             f"classification head. Give a checkpoint of {', '.join(known)}, or of a residual family that has one."
         )
+    if config.model_type in families():
+        warn(
+            f"model_name_or_path={args.model_name_or_path} is a residual {config.model_type}, finetuned as it is. "
+            "For hyper-connections, give it some first with `modeling-hc convert`."
+        )
     train, held_out = load_rows(args, "train_files"), load_rows(args, "validation_files")
     labels = sorted(set(train["label"]))
     if unknown := set(held_out["label"]) - set(labels):
