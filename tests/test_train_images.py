@@ -21,6 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from modeling_hc import HCViTForImageClassification
 from modeling_hc.commands import train, train_images
+from modeling_hc.training.arguments import parse
 from modeling_hc.training.images import Collator, Images, TellEpoch, accuracies, random_crop, soft_cross_entropy
 
 COLOURS = {"blue": (20, 30, 220), "green": (20, 210, 40), "red": (220, 20, 30)}
@@ -238,6 +239,20 @@ def test_a_class_of_held_out_images_alone_is_rejected(
     assert not (tmp_path / "run").exists()
 
 
+def test_held_out_images_without_a_label_are_rejected(
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, folder in zip(("train", "validation"), images, strict=True):
+        rows = load_dataset("imagefolder", data_dir=str(folder), split="train")
+        if split == "validation":
+            rows = rows.map(lambda row: {"label": -1})
+        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    flags = ["--config=vit-base-shc2", f"--dataset_name={tmp_path / 'data'}", f"--output_dir={tmp_path / 'run'}"]
+
+    with pytest.raises(SystemExit, match=r"\(validation\) has images without a label"):
+        run(monkeypatch, *flags, *COMMON, f"--config_overrides={TINY}")
+
+
 def test_a_checkpoint_that_is_nowhere_is_named(
     images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +269,9 @@ def test_folders_that_are_given_win_over_the_data_of_a_recipe(
     assert run(monkeypatch, "fashion-mnist", *on(images, tmp_path / "run", *flags)) == 0
 
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"] == 24
+    for flag, given in {"--train_files=a.txt": (None, ["a.txt"]), "--dataset_name=b": ("b", None)}.items():
+        data = parse(["60m", flag, "--use_cpu=true"])[1]  # the recipe's is on the Hub
+        assert (data.dataset_name, data.train_files) == given
 
 
 def test_the_text_trainer_sends_a_vit_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
