@@ -47,6 +47,7 @@ from modeling_hc.modeling_hc_gpt_neox import HCGPTNeoXLayer
 from modeling_hc.modeling_hc_granite import HCGraniteDecoderLayer
 from modeling_hc.modeling_hc_olmo2 import HCOlmo2DecoderLayer
 from modeling_hc.modeling_hc_qwen3 import HCQwen3DecoderLayer
+from modeling_hc.recipes import suggestion
 
 OURS = "a family of this package"
 AS_IS = "fits as it is"
@@ -86,7 +87,8 @@ LAYERS: dict[str, type] = {
     "granite": HCGraniteDecoderLayer,
     "gpt_neox": HCGPTNeoXLayer,
 }
-"""A layer of each kind, by the family file that a new family would copy. The first has the default blocks."""
+"""A layer of each kind, by the family file that a new family would copy. The first has the default blocks; where its
+layers have experts, the file to copy is Mixtral's."""
 
 # Values of a tiny model's fields: the first pattern that a name matches. No multiplier may be 1, no window too long.
 SIZES: list[tuple[str, Any]] = [
@@ -454,7 +456,8 @@ def survey(model_type: str) -> dict[str, Any]:
         if off < EXACT:
             as_it_is = name == "qwen3" and not overridden
             verdict = OURS if model_type in families() else AS_IS if as_it_is else FEW_LINES
-            return row | {"verdict": verdict, "like": name, "overrides": overridden}
+            experts = name == "qwen3" and any(part.endswith(".experts") for part, _ in model.named_modules())
+            return row | {"verdict": verdict, "like": "mixtral" if experts else name, "overrides": overridden}
     try:
         off, blocks = try_out(lambda n: tape(model, anatomy, n))
     except Exception as error:
@@ -545,6 +548,12 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page of all that --output knows")
     parser.add_argument("--seconds", type=float, default=120, help="time limit of a model type")
     args = parser.parse_args()
+    for name in args.model_types:
+        if name not in CONFIG_MAPPING:
+            parser.error(
+                f"transformers {transformers.__version__} has no model type {name!r}{suggestion(name, model_types())} "
+                "docs/architectures.md lists those that were tried."
+            )
     torch.set_num_threads(1)  # forked processes have no other threads
     survey("llama")  # imports what every process would import
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_hc authors. Licensed under the Apache License, Version 2.0.
 """Configurations: what a hyper-connected model adds to its residual parent's configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from operator import ge
@@ -53,6 +53,22 @@ _ELSEWHERE = {
 }
 
 
+def check_spelling(names: Iterable[str], owner: str, others: Iterable[str] = ()) -> None:
+    """Rejects a name that is nearly a field of `HyperConnectionConfigMixin` or one of some others, or an alias.
+
+    Raises:
+        ValueError: it names the field that was meant.
+    """
+    known = [*(field.name for field in fields(HyperConnectionConfigMixin)), *others]
+    for name in names:
+        if name in known:
+            continue
+        near = get_close_matches(name, known, cutoff=0.81)  # upstream's num_beams and num_streams are at 0.8
+        meant = _ELSEWHERE.get(name) or (near[0] if near else "num_streams" if "streams" in name else None)
+        if meant:
+            raise ValueError(f"{owner} has no field {name!r}; did you mean {meant!r}?")
+
+
 def _in_reach(value: Any) -> bool:
     """Returns whether fp32 can divide by a number and square it, with room to spare; not so NaN."""
     return isinstance(value, int | float) and 1e-20 <= value <= 1e20
@@ -99,7 +115,7 @@ class HyperConnectionConfigMixin:
     connection: Literal["dynamic", "static", "mhc", "identity", "mhc_lite", "kromhc", "frac"] = "dynamic"
     use_tanh: bool = True
     sinkhorn_iterations: int = 20
-    hc_eps: float = 1e-20
+    hc_eps: float | int = 1e-20
     gate_init: float | int = 0.01
     stream_reduction: Literal["sum", "mean", "gated"] = "sum"
     output_rescaling: Literal["divide", "multiply", "none"] = "divide"
@@ -111,14 +127,16 @@ class HyperConnectionConfigMixin:
     """The family's classes by Auto class, as `file.Class`: what a shared folder tells `trust_remote_code` to load."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = [field.name for field in fields(HyperConnectionConfigMixin)]
-        for name in kwargs:
-            near = [_ELSEWHERE[name]] if name in _ELSEWHERE else get_close_matches(name, known, cutoff=0.8)
-            if near:
-                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
+        check_spelling(kwargs, type(self).__name__)
         kwargs["auto_map"] = self._auto_map(kwargs.get("auto_map") or {})
         self.validate_values()  # before upstream divides by some of them
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Upstream's, which passes over arguments that are no fields; here a misspelt field is rejected."""
+        check_spelling(kwargs, cls.__name__)
+        return super().from_dict(config_dict, **kwargs)
 
     def _auto_map(self, saved: dict[str, str]) -> dict[str, str]:
         """Returns our classes by Auto class, but a user's own class where the checkpoint names one.
@@ -148,6 +166,7 @@ class HyperConnectionConfigMixin:
             ValueError: names the field.
         """
         require = self._require
+        self._validate_variant(require)
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             if isinstance(value, float):
@@ -156,7 +175,6 @@ class HyperConnectionConfigMixin:
                 require(1 <= value < 2**16, name, "from 1 to 65535")
             elif isinstance(value, int) and (name.endswith("_size") or name in _LENGTHS):
                 require(1 <= value < 2**31, name, "from 1 to 2147483647")
-        self._validate_variant(require)
         heads, kv_heads = self.num_attention_heads, getattr(self, "num_key_value_heads", None)
         require(
             kv_heads is None or heads % kv_heads == 0,

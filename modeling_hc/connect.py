@@ -2,7 +2,6 @@
 """One call for every family: a residual checkpoint, or a residual model in memory, becomes hyper-connected."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from os import PathLike
 from sys import modules
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .configuration_hc import HyperConnectionConfigMixin, families
+from .loading_hc import check_has_config, unreadable
 from .modeling_hc_common import HCDecoderLayerMixin, HCFinalNormMixin, HCPreTrainedModelMixin
 
 # The arguments of from_pretrained that say where a configuration is.
@@ -33,19 +33,37 @@ def hyper_connect(
         The hyper-connected model; in memory, `source` itself.
 
     Raises:
-        ValueError: no family of this package has such a model, it has hyper-connections already, or it is in a state
-            in which hyper-connections cannot be added: quantized, wrapped by PEFT, offloaded, or sharded.
+        ValueError: no family of this package has such a model, or not with this head; it has hyper-connections
+            already; or it is in a state in which hyper-connections cannot be added: quantized, wrapped by PEFT,
+            offloaded, or sharded.
+        OSError: there is no such checkpoint.
         TypeError: in memory, an argument is no field of `HyperConnectionConfigMixin`.
     """
     kwargs = {"stream_reduction": "mean"} | kwargs
     if isinstance(source, str | PathLike):
-        config = AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in _HUB if name in kwargs})
+        if "subfolder" not in kwargs:
+            check_has_config(source)
+        try:
+            config = AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in _HUB if name in kwargs})
+        except OSError as error:
+            raise OSError(unreadable(source, error)) from error
         family = _family(config, str(source))
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError(f"{source} is quantized (quantization_config): connect the model that it was made from.")
         if family not in auto_class._model_mapping:
-            raise ValueError(f"There is no {auto_class.__name__} of model_type={config.model_type!r}.")
-        return auto_class._model_mapping[family].from_pretrained(source, **kwargs)
+            heads = ", ".join(name for name in family.auto_classes if name != "AutoConfig")
+            raise ValueError(
+                f"There is no {auto_class.__name__} of model_type={config.model_type!r}: give as second argument, "
+                f"auto_class, one of {heads}."
+            )
+        try:
+            return auto_class._model_mapping[family].from_pretrained(source, **kwargs)
+        except ValueError as error:
+            saved = f".HC{(config.architectures or [''])[0]}"
+            own = next((name for name, path in family.auto_classes.items() if path.endswith(saved)), None)
+            if own in (None, auto_class.__name__):
+                raise
+            raise ValueError(f"{error} To keep its head, give {own} as second argument, auto_class.") from error
     known = [field.name for field in fields(HyperConnectionConfigMixin)]
     if unknown := sorted(set(kwargs) - set(known)):
         raise TypeError(f"hyper_connect has no argument {unknown[0]!r} for a model in memory; there are {known}.")
@@ -59,10 +77,10 @@ def _family(config: PreTrainedConfig, name: str) -> Any:
     if any(model_type == family.model_type for family in known.values()):
         raise ValueError(f"{name} has hyper-connections already (model_type={model_type!r}): load it as it is.")
     if model_type not in known:
-        near = get_close_matches(model_type, known, n=1, cutoff=0)[0]
         raise ValueError(
-            f"{name} has model_type={model_type!r}, and there is no such family; the nearest is {near!r}. There are "
-            f"{', '.join(sorted(known))}."
+            f"{name} has model_type={model_type!r}, and there is no such family. There are "
+            f"{', '.join(sorted(known))}. docs/architectures.md says which others fit; in a checkout, "
+            f"`python -m campaigns.fits {model_type}` tries it."
         )
     return known[model_type]
 
@@ -74,7 +92,8 @@ def _require_plain(model: Any) -> None:
         raise ValueError(f"{name} has adapters of PEFT: connect the model without them, then add them.")
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"{name} is no model of transformers: give the model that it holds, a folder or a name.")
-    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None:
+    known = getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None
+    if known or any(".quantized." in type(module).__module__ for module in model.modules()):  # of torch.ao
         raise ValueError(f"{name} is quantized: connect the model that it was made from.")
     if any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in model.parameters()):
         raise ValueError(f"{name} is sharded: connect it before DeepSpeed, FSDP or tensor parallelism has it.")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .configuration_hc import HCViTConfig, HyperConnectionConfigMixin
+from .configuration_hc import HCViTConfig, HyperConnectionConfigMixin, check_spelling
 from .dispatch_hc import depth_connection
 from .hyper_connections import StreamModule
 from .loading_hc import is_connection
@@ -185,6 +185,7 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> "HCDiTTransformer2DModel":
         """diffusers', which also reads a residual checkpoint, as `from_residual` does with the fields in `kwargs`."""
+        check_spelling(kwargs, cls.__name__, others=[*DIT_FIELDS, *OWN_FIELDS])
         config = cls.load_config(pretrained_model_name_or_path, **kwargs)
         if config.get("_class_name") not in RESIDUAL_CLASSES:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -232,10 +233,12 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
                 # While the dynamic weights are zero, the gates have no effect.
                 if not key.endswith("scale") and not torch.equal(getattr(module, key).cpu(), value.cpu()):
                     raise ValueError(f"{name}.{key} was trained, and no residual DiT computes the same function.")
-        if self.config.connection and self.config.num_streams > 1 and self.config.stream_reduction == "sum":
+        sums = self.config.connection not in (None, "frac") and self.config.num_streams > 1
+        if sums and self.config.stream_reduction == "sum":
             raise ValueError(
                 "stream_reduction='sum' adds the eps of the last norm to another variance than in a residual DiT, so "
-                "none is exactly equal; 'mean' has one."
+                "none is exactly equal. If that difference is of no account, load the model with stream_reduction="
+                "'mean', which has one."
             )
         weights = {name: value for name, value in self.state_dict().items() if not is_connection(name)}
         if self.config.one_embedder:

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 # What the heads of transformers are called.
 _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "decoder")
@@ -25,6 +26,26 @@ _OPTIONAL = {"pooler", "mask_token"}
 def is_connection(name: str) -> bool:
     """Returns whether a parameter, by its name, belongs to a hyper-connection."""
     return "_hc." in name
+
+
+def check_has_config(name: str | PathLike) -> None:
+    """Looks whether a folder is a checkpoint at all; a name on the Hub passes.
+
+    Raises:
+        ValueError: it has no config.json, or there is no such folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and (str(name).startswith((".", "~", "/")) or str(name).count("/") > 1):
+        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        hint = "; merge the adapter into its model first" if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint{hint}.")
+
+
+def unreadable(name: str | PathLike, error: Exception) -> str:
+    """Returns what to say of a checkpoint in the place of the Hub's error, which may not name it."""
+    absent = "" if Path(name).is_dir() else ": there is no such folder, and no such model on the Hub within reach"
+    return f"{name} cannot be read{absent}. ({' '.join(str(error).split())})"
 
 
 def shard_names(index: Path) -> list[str]:

@@ -13,11 +13,13 @@ import test_modeling_hc_llama
 import test_modeling_hc_olmo
 import test_modeling_hc_olmo2
 import test_modeling_hc_olmoe
+import test_modeling_hc_vit
 import torch
 from contract import scramble
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GemmaConfig, GPT2Config, PreTrainedModel
 
+from modeling_hc import hyper_connect
 from modeling_hc.analysis import (
     ablate_and_rescue,
     cancellation,
@@ -445,6 +447,9 @@ def test_bad_input_is_rejected_by_name() -> None:
             measure(model, windows())
     with pytest.raises(ValueError, match="residual model, which has none"):
         ablate_and_rescue(residual(), windows())
+    for model in (hyper_connect(AutoModel.from_config(residual().config)), test_modeling_hc_vit.trained()):
+        with pytest.raises(ValueError, match=f"{type(model).__name__} is no language model with a head"):
+            ablate_and_rescue(model, windows())
     with pytest.raises(ValueError, match="residual model, which has none"):
         movement(residual(), record(residual(), windows()[0]))
     with pytest.raises(ValueError, match="S of 2 or more"):

@@ -157,7 +157,8 @@ def test_few_tokens_are_of_images_from_all_over_the_folders(run: Callable) -> No
         (["dynamic", "o", "--images", "photos", "--parent", "shallow"], "shallow has 1 layers"),
         (["dynamic", "o", "--images", "photos", "--parent", "otherwise"], "otherwise has another image processor"),
         (["grey", "o", "--images", "photos"], "grey has num_channels=1"),
-        (["dynamic", "o"], "model_type='hc_vit' is no causal language model"),
+        (["dynamic", "o"], "model_type='hc_vit' is no causal language model. It classifies images: `modeling-hc"),
+        (["dynamic", "photos"], "shows it with --images"),  # before it says that the folder for the output is there
     ],
 )
 def test_bad_input_ends_in_one_paragraph_and_leaves_nothing(

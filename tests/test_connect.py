@@ -13,6 +13,7 @@ import test_modeling_hc_mistral
 import test_modeling_hc_olmo
 import test_modeling_hc_olmo2
 import test_modeling_hc_olmoe
+import test_modeling_hc_vit
 import torch
 from contract import FamilyContract, batch, generate, scramble
 from peft import LoraConfig, get_peft_model
@@ -145,7 +146,7 @@ def rejected(model: Any) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_family_is_rejected_with_the_known_ones_and_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_family_is_rejected_with_the_known_ones_and_where_to_look_for_others(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(
         GemmaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
@@ -153,7 +154,8 @@ def test_an_unknown_family_is_rejected_with_the_known_ones_and_the_nearest(tmp_p
 
     for source in (model, tmp_path):
         message = rejected(source)
-        assert "model_type='gemma', and there is no such family; the nearest is 'gemma3_text'." in message
+        assert "model_type='gemma', and there is no such family." in message
+        assert "docs/architectures.md" in message and "`python -m campaigns.fits gemma`" in message
         assert all(family in message for family in FAMILIES)
 
 
@@ -174,6 +176,7 @@ def test_adapters_are_rejected_until_they_are_added_last() -> None:
     get_peft_model(hyper_connect(model), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))(**batch())
 
 
+@pytest.mark.filterwarnings("ignore:torch.*deprecated")  # torch.ao, which is
 def test_a_quantized_model_is_rejected(tmp_path: Path) -> None:
     model = residual()
     model.save_pretrained(tmp_path)
@@ -184,6 +187,7 @@ def test_a_quantized_model_is_rejected(tmp_path: Path) -> None:
 
     assert "is quantized" in rejected(model)
     assert "is quantized" in rejected(tmp_path)
+    assert "is quantized" in rejected(torch.ao.quantization.quantize_dynamic(residual(), {nn.Linear}))
 
 
 def test_weights_that_are_elsewhere_are_rejected(tmp_path: Path) -> None:
@@ -215,8 +219,29 @@ def test_what_is_not_upstreams_is_rejected_and_left_as_it_was(tmp_path: Path) ->
     with pytest.raises(TypeError, match="no argument 'dtype' for a model in memory"):
         hyper_connect(residual(), dtype=torch.bfloat16)
     residual(FAMILIES["granite"]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no AutoModelForSequenceClassification of model_type='granite'"):
+    with pytest.raises(
+        ValueError, match=r"no AutoModelForSequenceClassification of model_type='granite': .* one of A"
+    ):
         hyper_connect(tmp_path, AutoModelForSequenceClassification)
     with pytest.raises(TypeError, match="num_streams"):  # the call that this one stands for
         AutoModelForCausalLM.from_pretrained(tmp_path, num_streams=4)
     assert issubclass(HCLlamaForCausalLM, LlamaForCausalLM)
+
+
+def test_a_checkpoint_with_another_head_is_rejected_with_the_auto_class_to_give(tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_config(FAMILIES["llama"].parent_config()).save_pretrained(
+        tmp_path / "llama"
+    )
+    test_modeling_hc_vit.residual().save_pretrained(tmp_path / "vit")
+
+    assert "give AutoModelForSequenceClassification as second argument" in rejected(tmp_path / "llama")
+    assert "give as second argument, auto_class, one of AutoModel, AutoModelForImageC" in rejected(tmp_path / "vit")
+
+
+def test_a_name_without_a_checkpoint_is_told_from_an_adapter(tmp_path: Path) -> None:
+    get_peft_model(residual(), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+
+    assert f"{tmp_path} has no config.json, so it is not a model checkpoint; merge the adapter" in rejected(tmp_path)
+    assert "is no folder, and no name of a model on the Hub" in rejected(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"^nowhere cannot be read: there is no such folder, and no such model"):
+        hyper_connect("nowhere")

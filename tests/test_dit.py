@@ -2,7 +2,9 @@
 """DiT with hyper-connections: it starts as diffusers' DiT, runs in its pipeline, and trains on images."""
 
 import importlib
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,8 @@ diffusers = pytest.importorskip("diffusers", reason="the extra diffusion is not 
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline, DiTTransformer2DModel  # noqa: E402
 
 from modeling_hc.commands import train_diffusion  # noqa: E402
-from modeling_hc.diffusion import HCDiTTransformer2DModel  # noqa: E402
+from modeling_hc.configuration_hc import check_spelling  # noqa: E402
+from modeling_hc.diffusion import DIT_FIELDS, OWN_FIELDS, HCDiTTransformer2DModel  # noqa: E402
 from modeling_hc.training.diffusion import (  # noqa: E402
     Denoiser,
     NoisyImages,
@@ -109,8 +112,15 @@ def test_a_dit_that_was_trained_is_not_converted_back() -> None:
         model.transformer_blocks[1].mlp_hc.beta_bias[0] = 1.5
     with pytest.raises(ValueError, match=r"transformer_blocks\.1\.mlp_hc\.beta_bias was trained"):
         model.to_residual()
-    with pytest.raises(ValueError, match="stream_reduction='sum'"):
+    with pytest.raises(ValueError, match=r"stream_reduction='sum' .* load the model with stream_reduction='mean'"):
         HCDiTTransformer2DModel.from_residual(residual(), stream_reduction="sum").to_residual()
+
+
+def test_fractions_which_are_not_summed_convert_back_whatever_the_reduction_of_streams_is() -> None:
+    parent = residual()
+    model = HCDiTTransformer2DModel.from_residual(parent, num_streams=2, connection="frac", stream_reduction="sum")
+
+    assert torch.equal(predict(model.to_residual()), predict(parent))
 
 
 def test_a_conversion_that_would_change_the_function_is_rejected() -> None:
@@ -368,8 +378,30 @@ def test_training_goes_on_from_a_residual_checkpoint(
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("num_stream", "num_streams"),
+        ("class_dropout", "class_dropout_prob"),
+        ("one_embeder", "one_embedder"),
+        ("num_layer", "num_layers"),
+    ],
+)
+def test_a_misspelt_field_is_rejected_by_from_pretrained_and_no_option_of_diffusers_is(
+    name: str, meant: str, tmp_path: Path
+) -> None:
+    for folder, model in {"residual": residual(), "connected": trained()}.items():
+        model.save_pretrained(tmp_path / folder)
+        with pytest.raises(ValueError, match=f"HCDiTTransformer2DModel has no field '{name}'; did you mean '{meant}'"):
+            HCDiTTransformer2DModel.from_pretrained(tmp_path / folder, **{name: 1})
+    options = re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(diffusers.ModelMixin.from_pretrained))
+    assert {"torch_dtype", "device_map"} <= set(options)
+    check_spelling(options, "", others=[*DIT_FIELDS, *OWN_FIELDS])
+
+
+@pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--model_name_or_path=.", "model_name_or_path=. cannot be read. (Error no file named config.json found"),
         ("--config_overrides=num_layer=2", "'num_layer' in config_overrides is not a field of a DiT; did you mean"),
         ("--config_overrides=num_layers=two", "config_overrides=num_layers=two"),
         ("--config_overrides=num_streams=0", "num_streams=0"),

@@ -208,6 +208,16 @@ def test_a_family_without_a_classification_head_is_rejected(data, tmp_path, monk
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("model", ["parent", "twin"])
+def test_a_residual_checkpoint_and_no_other_is_told_that_it_stays_one(
+    model, data, tmp_path, monkeypatch, request, caplog
+):
+    flags = [*classify(request.getfixturevalue(model), data, tmp_path / "run"), "--label_column=klass"]
+    with pytest.raises(SystemExit, match="klass"):  # before training
+        run("finetune_classifier.py", monkeypatch, *flags)
+    assert ("is a residual llama, finetuned as it is" in caplog.text) == (model == "parent")
+
+
 def test_a_label_that_training_never_showed_is_rejected(twin, data, tmp_path, monkeypatch):
     other = tmp_path / "validation.csv"
     other.write_text("text,label\nthe oak,wood\n")

@@ -14,6 +14,7 @@ from modeling_hc.configuration_hc import families
 KNOWN: dict[str, dict[str, Any]] = {
     "olmo2": {"verdict": fits.OURS, "like": "olmo2"},
     "phi3": {"verdict": fits.AS_IS, "like": "qwen3", "overrides": []},
+    "qwen2_moe": {"verdict": fits.AS_IS, "like": "mixtral", "overrides": []},
     "starcoder2": {"verdict": fits.FEW_LINES, "overrides": ["hyper_connection_norm", "output_projections"]},
     "gemma2": {"verdict": fits.FEW_LINES, "like": "gemma3"},
     "gpt2": {"verdict": fits.OWN_BLOCKS, "blocks": ["ln_1 → attn", "ln_2 → mlp"]},
@@ -66,6 +67,18 @@ def test_the_command_resumes_and_writes_the_page_of_what_it_knows(
     assert "run without an error, and are wrong: `glm4`." in text
     assert "## Fits as it is: 1" in text
     assert "| as `modeling_hc_qwen3.py` | `phi3` |" in text
+
+
+def test_an_unknown_model_type_is_rejected_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fits", "lama", "--output", str(tmp_path / "fits.jsonl")])
+
+    with pytest.raises(SystemExit):
+        fits.main()
+
+    assert "has no model type 'lama'; did you mean 'llama'? docs/architectures.md" in capsys.readouterr().err
+    assert not (tmp_path / "fits.jsonl").exists()
 
 
 def test_the_committed_page_knows_every_family_of_this_package() -> None:

@@ -49,6 +49,16 @@ def test_a_fresh_model_carries_its_streams_unchanged_and_moves_nothing() -> None
     assert values == {"forward_gain": 1, "backward_gain": 1, "alpha_spread": 1, "beta_spread": 0, "dynamic_size": 0}
 
 
+@pytest.mark.parametrize(("connection", "kept"), [("mhc", 0.990), ("mhc_lite", 0.992), ("kromhc", 0.9993)])
+def test_a_bounded_carry_starts_as_near_the_identity_as_the_documentation_says(connection: str, kept: float) -> None:
+    config = LLAMA.config(connection=connection)
+    values = health(AutoModelForCausalLM.from_config(config), tokens())
+
+    assert values["second_singular_value"] == pytest.approx(kept ** (2 * config.num_hidden_layers), rel=5e-3)
+    assert values["alpha_spread"] == pytest.approx(kept, abs=5e-4)
+    assert values["forward_gain"] == pytest.approx(1) and values["backward_gain"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("variant", ["DHC", "SHC", "OLMoE"])
 @torch.no_grad()
 def test_the_values_are_those_of_products_of_the_modules_coefficients_token_by_token(variant: str) -> None:

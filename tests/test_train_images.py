@@ -2,6 +2,7 @@
 """`modeling-hc train-images`: a tiny ViT learns the colours of generated images, and what a run leaves is right."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from modeling_hc import HCViTForImageClassification
 from modeling_hc.commands import train, train_images
+from modeling_hc.training.arguments import parse
 from modeling_hc.training.images import Collator, Images, TellEpoch, accuracies, random_crop, soft_cross_entropy
 
 COLOURS = {"blue": (20, 30, 220), "green": (20, 210, 40), "red": (220, 20, 30)}
@@ -112,7 +114,7 @@ def test_the_recipe_for_fashion_mnist_learns_handwritten_digits_and_logs_the_hea
 
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
-    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = ["--config=vit-base-dhc2", "--mixup=0.5", "--max_steps=5", "--eval_strategy=no", "--learning_rate=1e-2"]
     flags += ["--save_strategy=steps", "--save_steps=4"]  # 3 steps an epoch
@@ -121,8 +123,10 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoint-5")
 
-    assert run(monkeypatch, *on(images, tmp_path / "again", *flags, "--resume_from_checkpoint=true")) == 0
+    with caplog.at_level("WARNING"):
+        assert run(monkeypatch, *on(images, tmp_path / "again", *flags, "--resume_from_checkpoint=true")) == 0
 
+    assert "missing keys" not in caplog.text and "unexpected keys" not in caplog.text
     actual = load_file(tmp_path / "again" / "model.safetensors")
     first = load_file(tmp_path / "again" / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
@@ -179,7 +183,9 @@ def test_parquet_with_other_column_names_and_names_for_labels_is_read(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--train_dir=nowhere"], ["train_dir=nowhere"]),
+        (["--train_dir=nowhere"], ["train_dir=nowhere is no folder"]),
+        (["--validation_dir=nowhere"], ["validation_dir=nowhere is no folder"]),
+        (["--config_overrides=image_size=18,patch_size=4"], ["image_size=18", "a multiple of patch_size=4"]),
         (["--dataset_name=x"], ["dataset_name=x", "train_dir"]),
         (["--label_column_name=klass"], ["label_column_name='klass'", "'label'"]),
         (["--mixup=-1"], ["mixup=-1.0"]),
@@ -198,6 +204,74 @@ def test_bad_input_ends_in_one_sentence_that_names_the_field(
 
     assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves the file open
+def test_an_image_that_cannot_be_read_is_named_in_a_worker_too_and_no_folder_is_left(
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, damage in {"truncated": lambda data: data[:200], "text": lambda data: b"no image"}.items():
+        shutil.copytree(images[0], tmp_path / name)
+        file = tmp_path / name / "red" / "3.png"
+        file.write_bytes(damage(file.read_bytes()))
+        flags = ["--config=vit-base-shc2", f"--train_dir={tmp_path / name}", "--max_steps=3"]
+        flags += [f"--dataloader_num_workers={int(name == 'text')}", "--eval_strategy=no"]
+
+        with pytest.raises(SystemExit) as error:
+            run(monkeypatch, *on(images, tmp_path / "run", *flags))
+
+        assert re.fullmatch(
+            rf"modeling-hc train-images: The image {file} cannot be read: .* Replace it, or take it away\. "
+            r"Nothing was written\.",
+            str(error.value),
+        )
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_held_out_images_alone_is_rejected(
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(images[1], tmp_path / "val")
+    shutil.copytree(images[1] / "red", tmp_path / "val" / "yellow")
+
+    with pytest.raises(SystemExit, match="held-out images of the class 'yellow', and no training image of it"):
+        run(monkeypatch, *on((images[0], tmp_path / "val"), tmp_path / "run", "--config=vit-base-shc2"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_images_without_a_label_are_rejected(
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, folder in zip(("train", "validation"), images, strict=True):
+        rows = load_dataset("imagefolder", data_dir=str(folder), split="train")
+        if split == "validation":
+            rows = rows.map(lambda row: {"label": -1})
+        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    flags = ["--config=vit-base-shc2", f"--dataset_name={tmp_path / 'data'}", f"--output_dir={tmp_path / 'run'}"]
+
+    with pytest.raises(SystemExit, match=r"\(validation\) has images without a label"):
+        run(monkeypatch, *flags, *COMMON, f"--config_overrides={TINY}")
+
+
+def test_a_checkpoint_that_is_nowhere_is_named(
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, words in {"./nowhere": "is no folder", "vit": "cannot be read: there is no such folder, and no"}.items():
+        with pytest.raises(SystemExit, match=f"{name} {words}"):
+            run(monkeypatch, *on(images, tmp_path / "run", f"--model_name_or_path={name}"))
+
+
+def test_folders_that_are_given_win_over_the_data_of_a_recipe(
+    images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--max_steps=1", "--eval_strategy=no"]
+
+    assert run(monkeypatch, "fashion-mnist", *on(images, tmp_path / "run", *flags)) == 0
+
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"] == 24
+    for flag, given in {"--train_files=a.txt": (None, ["a.txt"]), "--dataset_name=b": ("b", None)}.items():
+        data = parse(["60m", flag, "--use_cpu=true"])[1]  # the recipe's is on the Hub
+        assert (data.dataset_name, data.train_files) == given
 
 
 def test_the_text_trainer_sends_a_vit_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,16 @@ def ablate_and_rescue(
         token. `rescued` is NaN where there is no block left before which to give the stream back.
 
     Raises:
-        ValueError: a residual model, or a block number that the model does not have.
+        ValueError: a residual model, one that is no causal language model, or a block number that it does not have.
 
     Source: "Ablate and Rescue", arXiv 2603.14833.
     """
     require_streams(model, "Ablation of streams")
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"{type(model).__name__} is no language model with a head, and the loss is that of the next token. Give "
+            "a causal language model; `measure` and `describe` also read others."
+        )
     sites = connections(model)
     wanted = list(range(1, len(sites) + 1) if blocks is None else blocks)
     if wrong := [k for k in wanted if not 1 <= k <= len(sites)]:

@@ -105,21 +105,17 @@ def analyze(
             raise ValueError(f"--{name} {value} is for language models: leave it out with --images.")
     if tokens < 2:
         raise ValueError(f"--tokens {tokens} is too few: at least 2 are needed.")
+    content = find_images(images) if images else read_text(text, tokens)
+    subject = subject_of(checkpoint, bool(images))
+    residual = subject_of(parent, bool(images)) if parent else None
+    windows = pixels(subject, content, tokens) if images else split(subject, content, tokens, window or 256)
+    if residual:
+        check_parent(subject, residual, content)
+        residual.name += " (parent)" * (residual.name == subject.name)
     place = Path(checkpoint).resolve() if Path(checkpoint).is_dir() else Path(checkpoint).name
     output = output or Path(f"{place}-analysis")
     if output.exists():
         raise ValueError(f"--output {output} is there already: delete it, or name another folder.")
-    subject = subject_of(checkpoint, bool(images))
-    residual = subject_of(parent, bool(images)) if parent else None
-    if images:
-        content = find_images(images)
-        windows = pixels(subject, content, tokens)
-    else:
-        content = read_text(text, tokens)
-        windows = split(subject, content, tokens, window or 256)
-    if residual:
-        check_parent(subject, residual, content)
-        residual.name += " (parent)" * (residual.name == subject.name)
     for one in filter(None, (subject, residual)):
         print(f"Measuring {one.name}", flush=True)
         one.measurement = measure(one.model, windows)

@@ -32,6 +32,7 @@ from transformers.utils import logging
 
 from ..configuration_hc import families
 from ..data import read_files, read_tokenizer
+from ..loading_hc import check_has_config, unreadable
 from ..losses import joined
 from ..records import program, write_json
 from ..training import classification
@@ -39,7 +40,6 @@ from ..training.arguments import Parser
 from ..training.run_folder import in_use
 from ..training.safe_trainer import SafeTrainer, last_checkpoint
 from . import train
-from .loading import check_has_config
 
 logger = logging.get_logger(__name__)
 
@@ -146,12 +146,20 @@ def prepare(args: ClassifierArguments, training_args: TrainingArguments) -> Safe
         training_args.resume_from_checkpoint = last_checkpoint(folder)
     set_seed(training_args.seed)
     check_has_config(args.model_name_or_path)
-    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(args.model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model_name_or_path={unreadable(args.model_name_or_path, error)}") from error
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         known = [c.model_type for c in families().values() if c in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING]
         raise ValueError(
             f"model_name_or_path={args.model_name_or_path} is of model_type={config.model_type}, without a sequence "
             f"classification head. Give a checkpoint of {', '.join(known)}, or of a residual family that has one."
+        )
+    if config.model_type in families():
+        warn(
+            f"model_name_or_path={args.model_name_or_path} is a residual {config.model_type}, finetuned as it is. "
+            "For hyper-connections, give it some first with `modeling-hc convert`."
         )
     train, held_out = load_rows(args, "train_files"), load_rows(args, "validation_files")
     labels = sorted(set(train["label"]))

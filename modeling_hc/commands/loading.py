@@ -14,18 +14,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME
 
-
-def check_has_config(name: str) -> None:
-    """Looks whether a folder is a checkpoint at all; a name on the Hub passes.
-
-    Raises:
-        ValueError: it has no config.json.
-    """
-    if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
-        hint = "; merge the adapter into its model first" if (Path(name) / "adapter_config.json").is_file() else ""
-        raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint{hint}.")
+from ..loading_hc import check_has_config
 
 
 def load(name: str, images: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | BaseImageProcessor]:
@@ -38,8 +28,6 @@ def load(name: str, images: bool = False) -> tuple[PreTrainedModel, PreTrainedTo
     Raises:
         ValueError: there is none, or it is damaged or not whole.
     """
-    if name.count("/") > 1 and not Path(name).is_dir():
-        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
     check_has_config(name)
     auto_class, kind = AutoModelForCausalLM, "causal language model"
     load_processor = AutoTokenizer.from_pretrained
@@ -49,7 +37,9 @@ def load(name: str, images: bool = False) -> tuple[PreTrainedModel, PreTrainedTo
     try:
         config = AutoConfig.from_pretrained(name)
         if type(config) not in auto_class._model_mapping:
-            raise ValueError(f"model_type={config.model_type!r} is no {kind}.")
+            of_images = type(config) in AutoModelForImageClassification._model_mapping
+            hint = " It classifies images: `modeling-hc analyze` shows it with --images." if of_images else ""
+            raise ValueError(f"model_type={config.model_type!r} is no {kind}.{hint}")
         processor = load_processor(name)
         model, report = auto_class.from_pretrained(name, dtype="auto", use_safetensors=True, output_loading_info=True)
     except Exception as error:  # each of many kinds of damage has its own exception

@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from transformers.utils import logging
 from ..data import DataArguments, collate, load_documents, make_blocks, make_tokenizer
 from ..health import ConnectionHealth
 from ..hyper_connections import StreamModule
-from ..loading_hc import is_connection
+from ..loading_hc import check_has_config, is_connection, unreadable
 from ..losses import block_sums, joined
 from ..modeling_hc_common import HCPreTrainedModelMixin
 from ..recipes import build_config, load_recipe
@@ -63,8 +64,15 @@ from ..training.run_folder import (
     finish,
     published_step,
 )
-from ..training.safe_trainer import UNFINISHED, NonFiniteError, ResumeError, SafeTrainer, SaveError, last_checkpoint
-from .loading import check_has_config
+from ..training.safe_trainer import (
+    UNFINISHED,
+    DataError,
+    NonFiniteError,
+    ResumeError,
+    SafeTrainer,
+    SaveError,
+    last_checkpoint,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -112,10 +120,7 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
     try:
         values, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Cannot read model_name_or_path={args.model_name_or_path}: {' '.join(str(error).split())} It is a folder "
-            "that save_pretrained left, or a name on the Hub."
-        ) from error
+        raise ValueError(f"model_name_or_path={unreadable(args.model_name_or_path, error)}") from error
     if args.hyper_connect:
         residual = values.get("model_type")
         if f"hc_{residual}" not in CONFIG_MAPPING:
@@ -305,6 +310,10 @@ def supervise(trainer: SafeTrainer, train: Callable[[], None]) -> int:
         train()
     except ResumeError as error:
         sys.exit(f"{program()}: {error}")
+    except DataError as error:
+        with suppress(OSError):  # what the Trainer made, where no step was taken
+            folder.rmdir()
+        sys.exit(f"{program()}: {error} {how_to_go_on(folder) if folder.exists() else 'Nothing was written.'}")
     except (KeyboardInterrupt, NonFiniteError, SaveError, OSError) as error:
         reason = str(error) or f"stopped the run in output_dir={folder}."
         sys.exit(f"{program()}: {reason} {how_to_go_on(folder)}")

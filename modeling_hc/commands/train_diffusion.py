@@ -22,6 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import Trainer, default_data_collator, set_seed
 
 from ..diffusion import HCDiTTransformer2DModel
+from ..loading_hc import unreadable
 from ..recipes import suggestion
 from ..records import versions, write_json
 from ..training import run_folder
@@ -82,6 +83,11 @@ def make_model(args: DiffusionArguments, num_classes: int) -> HCDiTTransformer2D
             initialize(model)
         else:
             model = HCDiTTransformer2DModel.from_pretrained(args.model_name_or_path, **fields)
+    except OSError as error:
+        raise ValueError(
+            f"model_name_or_path={unreadable(args.model_name_or_path, error)} It is a folder of a DiT, such as the "
+            "folder `transformer` of a pipeline, or a name on the Hub."
+        ) from error
     except (TypeError, NotImplementedError, StrictDataclassError, ZeroDivisionError) as error:
         raise ValueError(
             f"No model can be built with config_overrides={args.config_overrides}: {' '.join(str(error).split())}"

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
+    ViTConfig,
     set_seed,
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -117,6 +118,10 @@ def prepare(
         )
     if getattr(config, "num_channels", 3) != 3:
         raise ValueError(f"num_channels={config.num_channels} must be 3: images are read as RGB.")
+    if model_args.config is not None and isinstance(config, ViTConfig):
+        sizes, patches = ((n, n) if isinstance(n, int) else n for n in (config.image_size, config.patch_size))
+        if any(size % patch for size, patch in zip(sizes, patches, strict=True)):  # upstream leaves the edges out
+            raise ValueError(f"image_size={config.image_size} must be a multiple of patch_size={config.patch_size}.")
     with args.main_process_first(desc="reading the data"):
         train_rows, held_out, names = load_images(data_args, args.seed)
     config.label2id = {name: i for i, name in enumerate(names)}

@@ -75,6 +75,10 @@ class SafeTrainingArguments(TrainingArguments):
     )
 
 
+# The fields that say where the data are, which exclude each other.
+ON_HUB = ("dataset_name", "dataset_config", "dataset_config_name")
+LOCAL = ("train_files", "validation_files", "train_dir", "validation_dir")
+
 # The fields of TrainingArguments that `--help` shows; `--help-all` shows all.
 COMMON = {
     *("output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -173,6 +177,8 @@ def parse(
 ) -> tuple[Any, ...]:
     """Reads the fields from a YAML file or recipe, if the first argument names one, and from flags, which win.
 
+    A flag for local data also wins over a recipe's data on the Hub, and the other way round.
+
     Args:
         argv: the arguments of the command line.
         dataclass_types: what to fill, `SafeTrainingArguments` last.
@@ -196,6 +202,10 @@ def parse(
             raise ValueError(f"Cannot read {path}: {reason}. The first argument is a YAML file of fields.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold `field: value` lines, and holds a {type(values).__name__}.")
+        given = {flag.lstrip("-").partition("=")[0] for flag in argv}
+        for names, others in (({"dataset_name"}, LOCAL), ({"train_files", "train_dir"}, ON_HUB)):
+            if given & names:
+                values = {name: value for name, value in values.items() if name not in others}
         flags = parser.flags(values)
     arguments = parser.read([*flags, *argv])
     started, used = int(os.environ.get("WORLD_SIZE", 1)), arguments[-1].world_size

@@ -15,6 +15,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 
 from ..diffusion import HCDiTTransformer2DModel, Pixels
 from ..losses import joined
+from .images import read_row
 from .safe_trainer import SafeTrainer
 
 BUCKETS = 5
@@ -46,7 +47,7 @@ class NoisyImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `pixel_values` `[C, H, W]`, `labels`, and for held-out images `timesteps` and `noise`."""
-        row = self.rows[int(index)]
+        row = read_row(self.rows, int(index))
         image = ImageOps.fit(row["image"].convert(self.mode), (self.size, self.size), Image.Resampling.BICUBIC)
         pixels = np.asarray(image, dtype=np.float32).reshape(self.size, self.size, -1).transpose(2, 0, 1) / 127.5 - 1
         example = {"pixel_values": torch.from_numpy(pixels), "labels": row["label"]}

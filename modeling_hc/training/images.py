@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from ..losses import joined
+from .safe_trainer import DataError
 
 
 @dataclass
@@ -59,13 +60,15 @@ def load_images(args: ImageArguments, seed: int) -> tuple[Dataset, Dataset, list
         Two data sets with the columns `image` and `label`, the number of a class, and the names of the classes.
 
     Raises:
-        ValueError: there is no such data, or a column or class is missing.
+        ValueError: there is no such data, a column or label is missing, or only held-out images are of some class.
     """
     if (args.dataset_name is None) == (args.train_dir is None):
         raise ValueError(
             f"Give either dataset_name or train_dir; got dataset_name={args.dataset_name} and train_dir="
             f"{args.train_dir}."
         )
+    if args.validation_dir is not None and args.train_dir is None:
+        raise ValueError(f"validation_dir={args.validation_dir} needs train_dir.")
     if not 0 <= args.mixup <= 1e3:
         raise ValueError(f"mixup={args.mixup} must be from 0, which turns it off, to 1000; the paper's is 0.2.")
     source = f"dataset_name={args.dataset_name}" if args.train_dir is None else f"train_dir={args.train_dir}"
@@ -79,6 +82,11 @@ def load_images(args: ImageArguments, seed: int) -> tuple[Dataset, Dataset, list
             rows = rows.remove_columns([column] if column in rows["train"].column_names else [])
             rows = rows.rename_column(name, column)
     rows = rows.select_columns(["image", "label"])
+    label = rows["train"].features["label"]
+    trained = _labels(rows["train"], f"{source} (train)")
+    names = label.names if isinstance(label, ClassLabel) else sorted(trained)
+    if len(names) < 2:
+        raise ValueError(f"{source} has images of {len(names)} class: {names}. A classifier needs two or more.")
     if "validation" not in rows:
         share = args.train_val_split or 0.0
         if not 0 < share < 1 or len(rows["train"]) < 2:
@@ -88,17 +96,22 @@ def load_images(args: ImageArguments, seed: int) -> tuple[Dataset, Dataset, list
             )
         split = rows["train"].train_test_split(share, seed=seed)
         rows = DatasetDict(train=split["train"], validation=split["test"])
+    elif unknown := _labels(rows["validation"], f"{source} (validation)") - trained:
+        raise ValueError(
+            f"{source} has held-out images of the class {min(unknown)!r}, and no training image of it. Its training "
+            f"images are of {sorted(trained)[:20]}: add images of that class, or take it away."
+        )
     rows = rows.cast_column("image", datasets.Image())
-    label = rows["train"].features["label"]
-    names = label.names if isinstance(label, ClassLabel) else sorted(set(map(str, rows["train"]["label"])))
-    if len(names) < 2:
-        raise ValueError(f"{source} has images of {len(names)} class: {names}. A classifier needs two or more.")
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
-    found = {split: _numbered(rows[split], names, f"{source} ({split})", limits[split]) for split in limits}
+    found = {split: _numbered(rows[split], names, limits[split]) for split in limits}
     return found["train"], found["validation"], names
 
 
 def _load(args: ImageArguments, source: str) -> DatasetDict:
+    for name in ("train_dir", "validation_dir"):
+        folder = getattr(args, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"{name}={folder} is no folder. Give one that has a folder of images for each class.")
     try:
         if args.train_dir is None:
             found = load_dataset(args.dataset_name, args.dataset_config_name)
@@ -107,13 +120,25 @@ def _load(args: ImageArguments, source: str) -> DatasetDict:
             files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
             found = load_dataset("imagefolder", data_files=files, drop_labels=False)
     except Exception as error:  # of the network, the folder, or a file's format
-        raise ValueError(f"Cannot read {source}: {' '.join(str(error).split())[:500]}") from error
+        hint = " Each folder must have images, in a folder for each class."
+        if args.train_dir is None:
+            hint = "" if Path(args.dataset_name).exists() else " There is no such folder, either."
+        raise ValueError(f"Cannot read {source}: {' '.join(str(error).split())[:500]}{hint}") from error
     if "train" not in found:
         raise ValueError(f"{source} has no split train; its splits are {list(found)}.")
     return DatasetDict({split: found[split] for split in ("train", "validation") if split in found})
 
 
-def _numbered(rows: Dataset, names: list[str], source: str, limit: int | None) -> Dataset:
+def _labels(rows: Dataset, source: str) -> set[str]:
+    """Returns the names of the classes that images are of."""
+    label, values = rows.features["label"], rows.unique("label")
+    named = isinstance(label, ClassLabel)
+    if None in values or (named and -1 in values):  # -1: of a split on the Hub whose labels are secret
+        raise ValueError(f"{source} has images without a label. Leave these rows out, or give other images.")
+    return {label.int2str(value) if named else str(value) for value in values}
+
+
+def _numbered(rows: Dataset, names: list[str], limit: int | None) -> Dataset:
     """Returns rows whose label is its number in `names`, at most `limit` of them."""
     if limit is not None:
         if limit < 1:
@@ -124,9 +149,23 @@ def _numbered(rows: Dataset, names: list[str], source: str, limit: int | None) -
         return rows
     numbers = {name: i for i, name in enumerate(names)}
     values = [label.int2str(v) if isinstance(label, ClassLabel) else str(v) for v in rows["label"]]
-    if unknown := set(values) - set(names):
-        raise ValueError(f"{source} has the label {min(unknown)!r}, which is of no training image: {names[:20]}.")
     return rows.remove_columns("label").add_column("label", [numbers[value] for value in values])
+
+
+def read_row(rows: Dataset, index: int) -> dict[str, Any]:
+    """Returns a row with its image.
+
+    Raises:
+        DataError: the image is damaged, or none.
+    """
+    try:
+        return rows[index]
+    except Exception as error:  # PIL has many kinds
+        stored = rows.cast_column("image", datasets.Image(decode=False))[index]["image"]
+        raise DataError(
+            f"The image {stored['path'] or f'of row {index}'} cannot be read: {' '.join(str(error).split())}. Replace "
+            "it, or take it away."
+        ) from error
 
 
 class Images(torch.utils.data.Dataset):
@@ -149,7 +188,7 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `pixel_values` `[3, H, W]`, `labels`, and for training `seed`, from which `mixup` draws."""
-        row = self.rows[int(index)]
+        row = read_row(self.rows, int(index))
         image, size = row["image"].convert("RGB"), self.processor.size
         if self.seed is None:
             pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]

@@ -48,6 +48,14 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is not finite, and no step may be taken on it."""
 
 
+class DataError(RuntimeError):
+    """A file of the data cannot be read."""
+
+    def __str__(self) -> str:
+        """Returns the message without the traceback that a worker of the data loader puts before it."""
+        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
+
+
 class ResumeError(RuntimeError):
     """The checkpoint to resume from is damaged, or has its weights in a pickle."""
 
@@ -196,6 +204,11 @@ class SafeTrainer(Trainer):
             if not engine:
                 self._load_renamed(resume_from_checkpoint)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Upstream's, but not of the names that `_load_renamed` then reads."""
+        if not self._is_renamed():
+            super()._issue_warnings_after_load(load_result)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
@@ -206,11 +219,15 @@ class SafeTrainer(Trainer):
 
         Upstream leaves these weights as they are, in silence.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-        if isinstance(model, PreTrainedModel) and any(map(extract_weight_conversions_for_model, parts)):
+        if self._is_renamed():
+            model = self.accelerator.unwrap_model(self.model)
             loaded = type(model).from_pretrained(checkpoint, config=model.config, dtype=model.dtype)
             model.load_state_dict(loaded.state_dict())
+
+    def _is_renamed(self) -> bool:
+        model = self.accelerator.unwrap_model(self.model)
+        parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+        return isinstance(model, PreTrainedModel) and any(map(extract_weight_conversions_for_model, parts))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._reading(checkpoint):
