@@ -22,7 +22,7 @@ from .results import BASELINE, FILE, Runs, load_results
 MAIN = "llama-0.3m"
 MOE = "olmoe-0.3m-0.8m"
 VIT = "vit-fashion"
-FAMILY = "family-0.3m"
+FAMILY, LARGER, CONTINUED = "family-0.3m", "family-2.6m", "family-continued"
 TABLES_ONLY = """{% for name in experiments %}
 # {{ name }}
 
@@ -104,6 +104,16 @@ VARIANTS = [
     ),
     Claim("DHC against mHC with gates of 1", "dhc-4", None, "mhc-4-gate-1", FAMILY),
     Claim("SHC against mHC with gates of 1", "shc-4", None, "mhc-4-gate-1", FAMILY),
+    Claim(
+        "At 2.6M parameters: mHC with gates of 1, against the residual network", "mhc-4-gate-1", None, BASELINE, LARGER
+    ),
+    Claim("DHC against mHC with gates of 1, there", "dhc-4", None, "mhc-4-gate-1", LARGER),
+    Claim(
+        "A trained model converted to mHC with gates of 1, and trained on", "mhc-4-gate-1", None, BASELINE, CONTINUED
+    ),
+    Claim("Converted to identity-HC with gates of 1", "identity-4-gate-1", None, BASELINE, CONTINUED),
+    Claim("Converted to DHC", "dhc-4", None, BASELINE, CONTINUED),
+    Claim("Converted to mHC: gates of 1 against 0.01", "mhc-4-gate-1", None, "mhc-4-gate-0.01", CONTINUED),
 ]
 VISION = [
     Claim("SHC x2 ends with a lower loss than the residual ViT", "shc-2", True, BASELINE, VIT),
