@@ -121,7 +121,7 @@ def _load(args: ImageArguments, source: str) -> DatasetDict:
             found = load_dataset("imagefolder", data_files=files, drop_labels=False)
     except Exception as error:  # of the network, the folder, or a file's format
         hint = " Each folder must have images, in a folder for each class."
-        if args.train_dir is None:
+        if args.dataset_name is not None:
             hint = "" if Path(args.dataset_name).exists() else " There is no such folder, either."
         raise ValueError(f"Cannot read {source}: {' '.join(str(error).split())[:500]}{hint}") from error
     if "train" not in found:
