@@ -32,11 +32,9 @@ def check_has_config(name: str | PathLike) -> None:
     """Looks whether a folder is a checkpoint at all; a name on the Hub passes.
 
     Raises:
-        ValueError: it has no config.json, or there is no such folder.
+        ValueError: it has no config.json.
     """
     folder = Path(name)
-    if not folder.is_dir() and (str(name).startswith((".", "~", "/")) or str(name).count("/") > 1):
-        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         hint = "; merge the adapter into its model first" if (folder / "adapter_config.json").is_file() else ""
         raise ValueError(f"{name} has no {CONFIG_NAME}, so it is not a model checkpoint{hint}.")

@@ -235,7 +235,8 @@ torch.save(torch.from_numpy(images), {str(tmp_path / "images.pt")!r})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.load(tmp_path / "images.pt"), torch.from_numpy(expected))
+    # To rounding: another process may have another number of threads.
+    torch.testing.assert_close(torch.load(tmp_path / "images.pt"), torch.from_numpy(expected), rtol=0, atol=1e-5)
     assert expected.std() > 0.01
 
 

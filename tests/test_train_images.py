@@ -256,8 +256,8 @@ def test_held_out_images_without_a_label_are_rejected(
 def test_a_checkpoint_that_is_nowhere_is_named(
     images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, words in {"./nowhere": "is no folder", "vit": "cannot be read: there is no such folder, and no"}.items():
-        with pytest.raises(SystemExit, match=f"{name} {words}"):
+    for name in ("./nowhere", "vit"):
+        with pytest.raises(SystemExit, match=f"model_name_or_path={name} cannot be read: there is no such folder"):
             run(monkeypatch, *on(images, tmp_path / "run", f"--model_name_or_path={name}"))
 
 

@@ -28,6 +28,8 @@ def load(name: str, images: bool = False) -> tuple[PreTrainedModel, PreTrainedTo
     Raises:
         ValueError: there is none, or it is damaged or not whole.
     """
+    if name.count("/") > 1 and not Path(name).is_dir():
+        raise ValueError(f"{name} is no folder, and no name of a model on the Hub either.")
     check_has_config(name)
     auto_class, kind = AutoModelForCausalLM, "causal language model"
     load_processor = AutoTokenizer.from_pretrained

@@ -121,8 +121,8 @@ def _load(args: ImageArguments, source: str) -> DatasetDict:
             found = load_dataset("imagefolder", data_files=files, drop_labels=False)
     except Exception as error:  # of the network, the folder, or a file's format
         hint = " Each folder must have images, in a folder for each class."
-        if args.train_dir is None:
-            hint = "" if Path(str(args.dataset_name)).exists() else " There is no such folder, either."
+        if args.dataset_name is not None:
+            hint = "" if Path(args.dataset_name).exists() else " There is no such folder, either."
         raise ValueError(f"Cannot read {source}: {' '.join(str(error).split())[:500]}{hint}") from error
     if "train" not in found:
         raise ValueError(f"{source} has no split train; its splits are {list(found)}.")
