@@ -431,8 +431,6 @@ def compiled(rows: Rows, toy: bool) -> str:
 def decode(rows: Rows, toy: bool) -> str:
     from modeling_hc.benchmark.measurement import time_decode
 
-    if toy:  # C++ would be generated for a minute; `compiled` does that
-        torch.compile = partial(torch.compile, backend="aot_eager")
     for prefix, in_graphs in (("eager ", False), ("graphs ", True)):
         args = model_arguments(toy, in_graphs)
 
@@ -509,6 +507,8 @@ def run_here(stage: str, output: Path, toy: bool, seconds: float) -> None:
     """Runs a stage in this process, which dies with the one that started it: that holds the other end of its stdin."""
     threading.Thread(target=lambda: (sys.stdin.read(), os.killpg(0, signal.SIGKILL)), daemon=True).start()
     start = time.monotonic()
+    if toy:  # inductor would spend a minute on C++ that no GPU runs
+        torch.compile = partial(torch.compile, backend="aot_eager")
     rows = Rows(output, stage, start + seconds)
     summary = STAGES[stage][0](rows, toy)
     rows.write(summary=summary, seconds=round(time.monotonic() - start, 1))
