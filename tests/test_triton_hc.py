@@ -532,8 +532,14 @@ def test_recomputed_streams_are_rebuilt_by_a_kernel_with_every_gradient_to_the_l
     assert len(launched) == halves + 3  # of the streams of four sites, the first were kept
 
 
-@pytest.mark.parametrize("connection", ("dynamic", *JOINT))
-def test_a_compiled_model_with_kernels_is_the_eager_one(connection: str, with_kernels: None) -> None:
+@pytest.mark.parametrize(
+    "connection, backend",
+    [
+        *((connection, "aot_eager") for connection in ("dynamic", *JOINT)),
+        *(pytest.param(connection, "inductor", marks=pytest.mark.slow) for connection in ("dynamic", "kromhc")),
+    ],
+)
+def test_a_compiled_model_with_kernels_is_the_eager_one(connection: str, backend: str, with_kernels: None) -> None:
     torch.use_deterministic_algorithms(False)
     model = llama(connection)
     ids = torch.arange(12, device=DEVICE).reshape(2, 6)
@@ -545,9 +551,7 @@ def test_a_compiled_model_with_kernels_is_the_eager_one(connection: str, with_ke
         return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 
     want = gradients(model)
-    for eager, compiled in zip(
-        want, gradients(torch.compile(model, fullgraph=True, backend="aot_eager")), strict=True
-    ):
+    for eager, compiled in zip(want, gradients(torch.compile(model, fullgraph=True, backend=backend)), strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-7)
 
 
