@@ -495,7 +495,7 @@ STAGES: dict[str, tuple[Callable[[Rows, bool], str], int]] = {  # in order of va
     "warm": (warm, 150),
     "micro": (micro, 120),
     "ncu": (ncu, 90),
-    "eager": (eager, 120),
+    "eager": (eager, 150),
     "compiled": (compiled, 270),
     "decode": (decode, 150),
     "pair": (pair, 330),
