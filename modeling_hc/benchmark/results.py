@@ -110,7 +110,7 @@ def draw(files: list[Path]) -> Path:
         axis.axvline(1, color="black", lw=0.8)
         axis.set(xlabel=f"{title}, over the stock Llama", yticks=range(len(names)), yticklabels=names)
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside upper center", ncols=3)
     picture = files[0].parent / "benchmark.png"
     figure.savefig(picture, dpi=120)
     return picture
