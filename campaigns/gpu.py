@@ -266,7 +266,7 @@ def timed(call: Callable[[], Any], device: str, rounds: int) -> dict[str, Any]:
         start = mark(device)
         call()
         marks.append((start, mark(device)))
-    low, median, high = statistics.quantiles((1e6 * seconds(*pair) for pair in marks), n=4)
+    low, median, high = statistics.quantiles((1e6 * seconds(*pair) for pair in marks), n=4, method="inclusive")
     return {"us": median, "quartiles": [low, high]}
 
 
@@ -390,7 +390,9 @@ def compare(
                     variant.model.zero_grad(set_to_none=True)
                 laps = [(measure(variant, inputs), measure(stock, inputs)) for _ in range(rounds)]
                 for column in laps[0][0]:
-                    low, median, high = statistics.quantiles((v[column] / s[column] for v, s in laps), n=4)
+                    low, median, high = statistics.quantiles(
+                        (v[column] / s[column] for v, s in laps), n=4, method="inclusive"
+                    )
                     spent = [statistics.median(lap[who][column] for lap in laps) for who in (0, 1)]
                     row[column] = {"ratio": median, "quartiles": [low, high], "seconds": spent[0], "stock": spent[1]}
                 if prefix == "":

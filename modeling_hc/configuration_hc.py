@@ -218,8 +218,10 @@ class HyperConnectionConfigMixin:
 
     def _validate_variant(self, require: Callable[[bool, str, str], None]) -> None:
         require(1 <= self.sinkhorn_iterations <= 1000, "sinkhorn_iterations", "from 1 to 1000")
-        require(0 < self.hc_eps <= 0.01, "hc_eps", "more than 0, or sums that underflow give NaN, and at most 0.01")
-        require(self.gate_init != 0, "gate_init", "another number than 0, at which the dynamic part never learns")
+        require(
+            1e-20 <= self.hc_eps <= 0.01, "hc_eps", "from 1e-20, below which sums that underflow give NaN, to 0.01"
+        )
+        require(_in_reach(self.gate_init), "gate_init", "from 1e-20 to 1e20; at 0, the dynamic part never learns")
         if self.stream_reduction == "gated":
             require(self.num_streams > 1, "num_streams", "2 or more with stream_reduction='gated', a weight for each")
         if self.connection in ("dynamic", "static"):

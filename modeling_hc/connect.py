@@ -37,8 +37,13 @@ def hyper_connect(
             already; or it is in a state in which hyper-connections cannot be added: quantized, wrapped by PEFT,
             offloaded, or sharded.
         OSError: there is no such checkpoint.
-        TypeError: in memory, an argument is no field of `HyperConnectionConfigMixin`.
+        TypeError: auto_class is none, or, in memory, an argument is no field of `HyperConnectionConfigMixin`.
     """
+    if not hasattr(auto_class, "_model_mapping"):
+        raise TypeError(
+            f"auto_class={auto_class!r} is no Auto class of transformers, such as AutoModelForCausalLM. Name the "
+            "other arguments, as in num_streams=4."
+        )
     kwargs = {"stream_reduction": "mean"} | kwargs
     if isinstance(source, str | PathLike):
         if "subfolder" not in kwargs:

@@ -202,9 +202,16 @@ class HCDiTTransformer2DModel(DiTTransformer2DModel):
                 equal, and `one_embedder` is True where all embedders are equal, as in checkpoints of the DiT paper.
 
         Raises:
-            TypeError: an argument is no field of this class alone.
-            ValueError: a field has a wrong value, or there is to be one embedder and those of the parent differ.
+            TypeError: it is no DiT of diffusers, or an argument is no field of this class alone.
+            ValueError: it has hyper-connections already, a field has a wrong value, or there is to be one embedder and
+                those of the parent differ.
         """
+        if not isinstance(residual, DiTTransformer2DModel):
+            raise TypeError(f"{type(residual).__name__} is no DiTTransformer2DModel of diffusers.")
+        if getattr(residual.config, "connection", None) is not None:
+            raise ValueError(
+                "This DiT has hyper-connections already: use it as it is, or give what `to_residual` returns."
+            )
         if unknown := sorted(set(own) - set(OWN_FIELDS)):
             raise TypeError(f"from_residual has no argument {unknown[0]!r}; there are {', '.join(OWN_FIELDS)}.")
         weights = residual.state_dict()

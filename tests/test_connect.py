@@ -245,3 +245,9 @@ def test_a_name_without_a_checkpoint_is_told_from_an_adapter(tmp_path: Path) -> 
     for name in ("nowhere", tmp_path / "nowhere"):
         with pytest.raises(OSError, match=f"^{name} cannot be read: there is no such folder, and no such model"):
             hyper_connect(name)
+
+
+@pytest.mark.parametrize("second", [4, "AutoModelForCausalLM", HCLlamaForCausalLM])
+def test_a_second_argument_that_is_no_auto_class_is_rejected(second: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"is no Auto class of transformers.* as in num_streams=4"):
+        hyper_connect(tmp_path, second)

@@ -240,6 +240,13 @@ torch.save(torch.from_numpy(images), {str(tmp_path / "images.pt")!r})
     assert expected.std() > 0.01
 
 
+def test_what_is_no_residual_dit_is_rejected() -> None:
+    with pytest.raises(TypeError, match=r"Linear is no DiTTransformer2DModel"):
+        HCDiTTransformer2DModel.from_residual(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"has hyper-connections already"):
+        HCDiTTransformer2DModel.from_residual(trained(num_streams=2))
+
+
 def test_a_model_loaded_in_bf16_keeps_its_hyper_connections_in_fp32(tmp_path: Path) -> None:
     trained().save_pretrained(tmp_path)
     model = HCDiTTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)

@@ -416,11 +416,12 @@ def test_every_name_of_the_configuration_is_a_variant_with_its_own_label() -> No
         ({"connection": "mhc", "num_streams": 1}, "num_streams=1 .* 2 or more"),
         ({"connection": "identity", "use_tanh": False}, "use_tanh=False .* no tanh"),
         ({"connection": "mhc", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0 .* from 1 to 1000"),
-        ({"hc_eps": 0.0}, "hc_eps=0.0 .* more than 0"),
+        ({"hc_eps": 0.0}, "hc_eps=0.0 .* from 1e-20"),
         ({"connection": "frac", "hidden_size": 64, "num_streams": 3}, "num_streams=3 .* a divisor of hidden_size=64"),
         ({"connection": "frac", "stream_reduction": "gated"}, "stream_reduction='gated' .* 'sum' or 'mean'"),
         ({"gate_init": 0.0}, "gate_init=0.0 .* never learns"),
         ({"gate_init": float("nan")}, "gate_init=nan"),
+        ({"gate_init": -1.0}, "gate_init=-1.0 .* from 1e-20 to 1e20"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(fields: dict, wrong: str) -> None:

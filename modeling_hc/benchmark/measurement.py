@@ -195,7 +195,7 @@ def measure(variant: Variant, stock: Variant, inputs: Tensor, args: argparse.Nam
     ]
     for column in TIMES:
         ratios = [each[variant.name][column] / each["stock"][column] for each in rounds]
-        low, median, high = statistics.quantiles(ratios, n=4)
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         spent = statistics.median(each[variant.name][column] for each in rounds)
         row[column] = {"ratio": median, "quartiles": [low, high], "seconds": spent}
     return row | {"profile": profiled(variant, inputs)}

@@ -191,7 +191,9 @@ def time_steps(experiment: Experiment, args: argparse.Namespace) -> None:
     rounds = [{name: step() for name, step in steps.items()} for _ in tqdm(range(args.rounds), disable=None)]
     ratios = {}
     for name in steps:
-        low, median, high = statistics.quantiles((row[name] / row[baseline] for row in rounds), n=4)
+        low, median, high = statistics.quantiles(
+            (row[name] / row[baseline] for row in rounds), n=4, method="inclusive"
+        )
         seconds = statistics.median(row[name] for row in rounds)
         ratios[name] = {"ratio": median, "quartiles": [low, high], "seconds": seconds, "peak_bytes": peaks.get(name)}
         print(f"{name:24}{median:6.2f} ({low:.2f}-{high:.2f}) of {baseline}'s step, {1e3 * seconds:.0f} ms")
