@@ -94,12 +94,19 @@ def fuses(streams: Tensor) -> bool:
     return KERNELS == "auto" and streams.is_cuda and not transforms() and refusal(streams) is None
 
 
+def _decodes(streams: Tensor) -> bool:
+    """Returns whether a token of each sequence is computed, and nothing is differentiated.
+
+    Recomputation, which must return the same bits, also runs without gradients, but on whole sequences.
+    """
+    return not torch.is_grad_enabled() and streams.shape[1:2] == (1,) and streams.numel() <= _FEW
+
+
 def _unfused(reference: Operation, by_hand: Operation) -> Operation:
     @wraps(reference)
     def operation(streams: Tensor, *args: Any) -> Any:
-        # Recomputation, which must return the same bits, also runs without gradients, but on whole sequences.
-        decodes = not torch.is_grad_enabled() and streams.shape[1:2] == (1,) and streams.numel() <= _FEW
-        plain = decodes or needs_reference() or KERNELS == "reference"
+        # Tracers come first: they would write down what is asked of shapes.
+        plain = needs_reference() or KERNELS == "reference" or _decodes(streams)
         return (reference if plain else by_hand)(streams, *args)
 
     return operation
