@@ -132,10 +132,14 @@ def _load(args: ImageArguments, source: str) -> DatasetDict:
 def _labels(rows: Dataset, source: str) -> set[str]:
     """Returns the names of the classes that images are of."""
     label, values = rows.features["label"], rows.unique("label")
-    named = isinstance(label, ClassLabel)
-    if None in values or (named and -1 in values):  # -1: of a split on the Hub whose labels are secret
+    # -1: of a split on the Hub whose labels are secret
+    if None in values or (isinstance(label, ClassLabel) and -1 in values):
         raise ValueError(f"{source} has images without a label. Leave these rows out, or give other images.")
-    return {label.int2str(value) if named else str(value) for value in values}
+    return {_name(label, value) for value in values}
+
+
+def _name(label: Any, value: Any) -> str:
+    return label.int2str(value) if isinstance(label, ClassLabel) else str(value)
 
 
 def _numbered(rows: Dataset, names: list[str], limit: int | None) -> Dataset:
@@ -148,8 +152,7 @@ def _numbered(rows: Dataset, names: list[str], limit: int | None) -> Dataset:
     if isinstance(label, ClassLabel) and label.names == names:
         return rows
     numbers = {name: i for i, name in enumerate(names)}
-    values = [label.int2str(v) if isinstance(label, ClassLabel) else str(v) for v in rows["label"]]
-    return rows.remove_columns("label").add_column("label", [numbers[value] for value in values])
+    return rows.remove_columns("label").add_column("label", [numbers[_name(label, v)] for v in rows["label"]])
 
 
 def read_row(rows: Dataset, index: int) -> dict[str, Any]:
